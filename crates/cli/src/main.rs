@@ -1,0 +1,2 @@
+//! The nexaquant command.
+fn main() {}

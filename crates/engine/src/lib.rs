@@ -1,0 +1,1 @@
+//! nexaquant-engine.
