@@ -1,0 +1,218 @@
+//! The registry, and the frame that every format fills in.
+//!
+//! A format is one file: a drawing of its block, a unit struct implementing [`Blocks`] (layout, dequantize,
+//! quantize) and [`Int8Row`] (a scalar dot product and one written over [`Bytes`]), and its `FORMAT` static.
+//! The loops over rows and columns, and the entry points per instruction set, are here, once.
+
+use crate::acts::{Acts, Grain, I8Cols};
+use crate::format::{Call, Format, Kernel};
+use crate::simd::Bytes;
+use crate::simd::scalar::Scalar;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{avx2::Avx2, avx512::Avx512};
+
+mod float;
+mod ternary;
+mod tq2_0;
+
+/// Every format with kernels, in the order of their GGUF numbers.
+pub static FORMATS: &[&Format] = &[&tq2_0::FORMAT];
+
+/// The layout of a format and its two conversions.
+pub(crate) trait Blocks: 'static {
+    /// GGUF's name.
+    const NAME: &'static str;
+    /// Weights in a block.
+    const BLOCK: usize;
+    /// Bytes of a block.
+    const BYTES: usize;
+    /// Whole blocks to f32; `scale` is the tensor's own multiplier (1 where the format has none).
+    fn dequantize(blocks: &[u8], scale: f32, out: &mut [f32]);
+    /// A whole tensor to its bytes, tail included.
+    fn quantize(src: &[f32], dst: &mut [u8]);
+}
+
+/// One int8 column, as the scalar kernels see it.
+#[derive(Clone, Copy)]
+#[allow(dead_code)] // each format uses the fields its correction needs
+pub(crate) struct Column<'a> {
+    /// Values, padded with zeros to a multiple of 256.
+    pub q: &'a [i8],
+    /// Sums over 16.
+    pub sums16: &'a [i16],
+    /// Scale of each group.
+    pub scales: &'a [f32],
+    /// Sum of each group.
+    pub sums: &'a [i32],
+}
+
+impl<'a> Column<'a> {
+    fn of(acts: &I8Cols<'a>, c: usize) -> Self {
+        Self { q: acts.q(c), sums16: acts.sums16(c), scales: acts.scales(c), sums: acts.sums(c) }
+    }
+}
+
+/// Dot products with int8 activations.
+///
+/// The scalar and the vector version return the same bits: integer sums are exact, and float steps follow
+/// the order that the format's file states.
+pub(crate) trait Int8Row: Blocks {
+    /// How activations are grouped.
+    const GRAIN: Grain;
+    /// One row times one column, in plain Rust: the oracle.
+    fn scalar(row: &[u8], scale: f32, x: Column<'_>) -> f32;
+    /// One row times `N` columns.
+    ///
+    /// # Safety
+    /// `S`'s instruction set is enabled; `row` is whole blocks; the columns have [`Int8Row::GRAIN`] and
+    /// cover the row.
+    unsafe fn simd<S: Bytes, const N: usize>(row: &[u8], scale: f32, x: &[Column<'_>; N]) -> [f32; N];
+}
+
+/// Dot products with f32 activations.
+pub(crate) trait FloatRow: Blocks {
+    /// One row times `N` columns (each as long as the row).
+    ///
+    /// # Safety
+    /// `S`'s instruction set is enabled and `row` is whole blocks.
+    unsafe fn float<S: Bytes, const N: usize>(row: &[u8], scale: f32, x: &[&[f32]; N]) -> [f32; N];
+    /// The same for one column in plain Rust: the oracle.
+    fn float_scalar(row: &[u8], scale: f32, x: &[f32]) -> f32;
+}
+
+/// Calls `body(first_column)` for groups of 8, 4 and 1 columns.
+macro_rules! groups {
+    ($n:expr, $c:ident, $N:ident => $body:expr) => {{
+        let mut $c = 0;
+        while $n - $c >= 8 {
+            const $N: usize = 8;
+            $body;
+            $c += 8;
+        }
+        if $n - $c >= 4 {
+            const $N: usize = 4;
+            $body;
+            $c += 4;
+        }
+        while $n - $c >= 1 {
+            const $N: usize = 1;
+            $body;
+            $c += 1;
+        }
+    }};
+}
+
+fn row_bytes<T: Blocks>(cols: usize) -> usize {
+    cols / T::BLOCK * T::BYTES
+}
+
+fn int8_scalar<T: Int8Row>(call: &mut Call<'_, '_>) {
+    let Acts::I8(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
+    for (r, row) in call.weights.chunks_exact(row_bytes::<T>(call.cols)).enumerate() {
+        for c in 0..acts.n() {
+            call.out.set(c, r, T::scalar(row, call.scale, Column::of(&acts, c)));
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn int8_rows<T: Int8Row, S: Bytes>(call: &mut Call<'_, '_>) {
+    let Acts::I8(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
+    groups!(acts.n(), c, N => {
+        let x: [Column<'_>; N] = std::array::from_fn(|i| Column::of(&acts, c + i));
+        for (r, row) in call.weights.chunks_exact(row_bytes::<T>(call.cols)).enumerate() {
+            // SAFETY: the instruction set by this function's caller, the rest by `BoundKernel::run`.
+            let y = unsafe { T::simd::<S, N>(row, call.scale, &x) };
+            for (i, y) in y.into_iter().enumerate() {
+                call.out.set(c + i, r, y);
+            }
+        }
+    });
+}
+
+fn float_scalar<T: FloatRow>(call: &mut Call<'_, '_>) {
+    let Acts::F32(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
+    for (r, row) in call.weights.chunks_exact(row_bytes::<T>(call.cols)).enumerate() {
+        for c in 0..acts.n() {
+            call.out.set(c, r, T::float_scalar(row, call.scale, acts.column(c)));
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn float_rows<T: FloatRow, S: Bytes>(call: &mut Call<'_, '_>) {
+    let Acts::F32(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
+    groups!(acts.n(), c, N => {
+        let x: [&[f32]; N] = std::array::from_fn(|i| acts.column(c + i));
+        for (r, row) in call.weights.chunks_exact(row_bytes::<T>(call.cols)).enumerate() {
+            // SAFETY: the instruction set by this function's caller, the rest by `BoundKernel::run`.
+            let y = unsafe { T::float::<S, N>(row, call.scale, &x) };
+            for (i, y) in y.into_iter().enumerate() {
+                call.out.set(c + i, r, y);
+            }
+        }
+    });
+}
+
+/// The entry points of a generic body, by `Isa`.
+macro_rules! entry_points {
+    ($name:ident, $bound:ident, $scalar:ident, $generic:ident) => {
+        pub(crate) const fn $name<T: $bound>() -> [Kernel; 3] {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma,f16c")]
+                unsafe fn avx2<T: $bound>(call: &mut Call<'_, '_>) {
+                    // SAFETY: the features are enabled here; the rest is the caller's promise.
+                    unsafe { $generic::<T, Avx2>(call) }
+                }
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+                unsafe fn avx512<T: $bound>(call: &mut Call<'_, '_>) {
+                    // SAFETY: the features are enabled here; the rest is the caller's promise.
+                    unsafe { $generic::<T, Avx512>(call) }
+                }
+                [$scalar::<T>, avx2::<T>, avx512::<T>]
+            }
+            // Elsewhere the vector variants are never available; the slots hold the portable kernel.
+            #[cfg(not(target_arch = "x86_64"))]
+            [$scalar::<T>, $scalar::<T>, $scalar::<T>]
+        }
+    };
+}
+
+entry_points!(int8_kernels, Int8Row, int8_scalar, int8_rows);
+entry_points!(float_kernels, FloatRow, float_scalar, float_rows);
+
+impl Format {
+    /// A format with int8 and float kernels.
+    pub(crate) const fn quantized<T: Int8Row + FloatRow>() -> Format {
+        Format { grain: Some(T::GRAIN), int8: Some(int8_kernels::<T>()), ..Format::floating::<T>() }
+    }
+    /// A format with float kernels alone.
+    pub(crate) const fn floating<T: FloatRow>() -> Format {
+        Format {
+            name: T::NAME,
+            block: T::BLOCK,
+            block_bytes: T::BYTES,
+            tail_bytes: 0,
+            ternary: false,
+            grain: None,
+            dequantize: T::dequantize,
+            quantize: T::quantize,
+            int8: None,
+            float: float_kernels::<T>(),
+        }
+    }
+}
+
+/// The f16 scale at byte `at`, as f32.
+#[inline(always)]
+pub(crate) fn f16_at(bytes: &[u8], at: usize) -> f32 {
+    half::f16::from_bits(u16::from_le_bytes([bytes[at], bytes[at + 1]])).to_f32_const()
+}
+
+/// The fold of 16 lanes that every kernel ends with, for scalar code.
+pub(crate) fn fold(lanes: [f32; 16]) -> f32 {
+    use crate::simd::Lanes;
+    // SAFETY: the portable implementation is callable anywhere.
+    unsafe { Scalar::reduce_add(lanes) }
+}

@@ -1,0 +1,112 @@
+//! TQ2_0: ternary, 2.0625 bits a weight. Source of the layout: ggml's `block_tq2_0`.
+//!
+//! ```text
+//! 66 bytes, 256 weights:   qs[64]  at 0    four codes a byte, in planes of 32
+//!                          d  f16  at 64
+//! element g*128 + l*32 + m  =  (((qs[g*32 + m] >> 2*l) & 3) - 1) * d      g < 2, l < 4, m < 32
+//! ```
+
+use super::ternary::{Ternary, ternarize, ternary_float};
+use super::{Blocks, Column, f16_at};
+use crate::format::Format;
+use crate::simd::Bytes;
+use half::f16;
+
+pub(super) static FORMAT: Format = Format { ternary: true, ..Format::quantized::<Tq2_0>() };
+
+struct Tq2_0;
+
+impl Blocks for Tq2_0 {
+    const NAME: &'static str = "TQ2_0";
+    const BLOCK: usize = 256;
+    const BYTES: usize = 66;
+
+    fn dequantize(blocks: &[u8], _: f32, out: &mut [f32]) {
+        for (block, out) in blocks.chunks_exact(66).zip(out.chunks_exact_mut(256)) {
+            let d = f16_at(block, 64);
+            for (e, y) in out.iter_mut().enumerate() {
+                *y = f32::from(code(block, e) as i8 - 1) * d;
+            }
+        }
+    }
+
+    fn quantize(src: &[f32], dst: &mut [u8]) {
+        for (src, block) in src.chunks_exact(256).zip(dst.chunks_exact_mut(66)) {
+            block.fill(0);
+            let d = ternarize(src, |e, c| block[e / 128 * 32 + e % 32] |= c << (e % 128 / 32 * 2));
+            block[64..].copy_from_slice(&f16::from_f32(d).to_le_bytes());
+        }
+    }
+}
+
+/// The 2-bit code of element `e`.
+fn code(block: &[u8], e: usize) -> u8 {
+    block[e / 128 * 32 + e % 32] >> (e % 128 / 32 * 2) & 3
+}
+
+impl Ternary for Tq2_0 {
+    #[inline(always)]
+    fn scale_bits(block: &[u8]) -> u16 {
+        u16::from_le_bytes([block[64], block[65]])
+    }
+    #[inline(always)]
+    fn scale_value(bits: u16) -> f32 {
+        f16::from_bits(bits).to_f32_const()
+    }
+    fn codes(block: &[u8], out: &mut [u8]) {
+        for (e, c) in out.iter_mut().enumerate() {
+            *c = code(block, e);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn accumulate<S: Bytes, const N: usize>(
+        block: &[u8],
+        x: &[Column<'_>; N],
+        at: usize,
+        acc: &mut [S::V; N],
+    ) {
+        // SAFETY: 64 bytes of codes in the block; 256 values at `at` in each column, by the caller.
+        unsafe {
+            let w = S::load_v(block.as_ptr());
+            let three = S::splat_u8(3);
+            let planes = [
+                S::and(w, three),
+                S::and(S::shr16::<2>(w), three),
+                S::and(S::shr16::<4>(w), three),
+                S::and(S::shr16::<6>(w), three),
+            ];
+            for c in 0..N {
+                let q = x[c].q[at..at + 256].as_ptr().cast::<u8>();
+                for l in 0..4 {
+                    let q = S::load_halves(q.add(l * 32), q.add(128 + l * 32));
+                    acc[c] = S::dot_u8(acc[c], planes[l], q);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn masks<S: Bytes>(block: &[u8]) -> ([u8; 32], [u8; 32]) {
+        let (mut plus, mut minus) = ([0; 32], [0; 32]);
+        // SAFETY: 64 bytes of codes in the block.
+        unsafe {
+            let w = S::load_v(block.as_ptr());
+            let three = S::splat_u8(3);
+            let planes = [w, S::shr16::<2>(w), S::shr16::<4>(w), S::shr16::<6>(w)];
+            for (l, &plane) in planes.iter().enumerate() {
+                let codes = S::and(plane, three);
+                let p = S::eq_mask(codes, S::splat_u8(2)).to_le_bytes();
+                let m = S::eq_mask(codes, S::splat_u8(0)).to_le_bytes();
+                for k in 0..8 {
+                    // Byte k of a plane's mask is elements (k / 4) * 128 + l * 32 + (k % 4) * 8 onwards.
+                    plus[k / 4 * 16 + l * 4 + k % 4] = p[k];
+                    minus[k / 4 * 16 + l * 4 + k % 4] = m[k];
+                }
+            }
+        }
+        (plus, minus)
+    }
+}
+
+ternary_float!(Tq2_0);

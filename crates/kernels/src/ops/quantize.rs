@@ -1,0 +1,143 @@
+//! One float column to one int8 record (the layout is drawn in [`crate::acts`]).
+
+use super::Body;
+use crate::acts::{Grain, Layout, Line};
+use crate::simd::Lanes;
+
+/// Arguments of [`super::Ops::quantize`], whose asserts the body relies on.
+pub(super) struct Quantize<'a> {
+    pub x: &'a [f32],
+    pub layout: Layout,
+    pub record: &'a mut [Line],
+}
+
+impl Body for Quantize<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<L: Lanes>(self) {
+        let Self { x, layout, record } = self;
+        let padded = layout.padded();
+        let base = record.as_mut_ptr().cast::<u8>();
+        // SAFETY: the four parts of a record are disjoint, aligned, and inside `record`, whose length the caller
+        // has asserted; any bits are valid integers and floats.
+        let (q, sums16, scales, sums) = unsafe {
+            (
+                std::slice::from_raw_parts_mut(base.cast::<i8>(), padded),
+                std::slice::from_raw_parts_mut(base.add(layout.sums16_at()).cast::<i16>(), padded / 16),
+                std::slice::from_raw_parts_mut(base.add(layout.scales_at()).cast::<f32>(), layout.groups()),
+                std::slice::from_raw_parts_mut(base.add(layout.sums_at()).cast::<i32>(), layout.groups()),
+            )
+        };
+        let group = match layout.grain {
+            Grain::B32 => 32,
+            Grain::B256 => 256,
+            Grain::Column => padded,
+        };
+        for (g, q) in q.chunks_exact_mut(group).enumerate() {
+            let x = &x[(g * group).min(x.len())..((g + 1) * group).min(x.len())];
+            // SAFETY: `L` is enabled by the caller.
+            scales[g] = unsafe { quantize_group::<L>(x, q) };
+            let sums16 = &mut sums16[g * group / 16..(g + 1) * group / 16];
+            for (s, q) in sums16.iter_mut().zip(q.chunks_exact(16)) {
+                *s = q.iter().map(|&q| i16::from(q)).sum();
+            }
+            sums[g] = sums16.iter().map(|&s| i32::from(s)).sum();
+        }
+    }
+}
+
+/// Fills `q` (a multiple of 16, at least as long as `x`) and returns the scale.
+#[inline(always)]
+unsafe fn quantize_group<L: Lanes>(x: &[f32], q: &mut [i8]) -> f32 {
+    let (whole, rest) = x.split_at(x.len() / 16 * 16);
+    // SAFETY: `L` is enabled by the caller; loads and stores stay inside the slices.
+    unsafe {
+        // 0 * x is NaN for infinities and NaN, and stays in the sum.
+        let (mut max, mut bad) = (L::zero(), L::zero());
+        let mut scan = |v: L::F| {
+            max = L::max(L::abs(v), max);
+            bad = L::fma(v, L::zero(), bad);
+        };
+        for x in whole.chunks_exact(16) {
+            scan(L::load(x.as_ptr()));
+        }
+        if !rest.is_empty() {
+            scan(L::load_n(rest.as_ptr(), rest.len()));
+        }
+        let max = L::reduce_max(max);
+        let inverse = 127.0 / max;
+        if L::reduce_add(bad).is_nan() || !inverse.is_finite() {
+            q.fill(0);
+            return if L::reduce_add(bad).is_nan() { f32::NAN } else { 0.0 };
+        }
+        let inv = L::splat(inverse);
+        for (x, q) in whole.chunks_exact(16).zip(q.chunks_exact_mut(16)) {
+            L::store_i8(q.as_mut_ptr(), L::round(L::mul(L::load(x.as_ptr()), inv)));
+        }
+        if !rest.is_empty() {
+            let v = L::round(L::mul(L::load_n(rest.as_ptr(), rest.len()), inv));
+            L::store_i8(q[whole.len()..].as_mut_ptr(), v);
+        }
+        q[x.len().next_multiple_of(16)..].fill(0);
+        max / 127.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Acts, Grain, I8Cols, Isa, Layout, Line, Ops};
+
+    fn run(isa: Isa, x: &[f32], grain: Grain) -> (Layout, Vec<Line>) {
+        let layout = Layout { cols: x.len(), grain };
+        let mut record = vec![Line([0xaa; 64]); layout.record_bytes() / 64];
+        Ops::new(isa).unwrap().quantize(x, layout, &mut record);
+        (layout, record)
+    }
+
+    #[test]
+    fn scale_sums_and_rounding_are_those_of_the_definition_on_every_isa() {
+        for isa in Isa::available() {
+            for grain in [Grain::B32, Grain::B256, Grain::Column] {
+                for len in [0, 1, 15, 16, 31, 32, 33, 255, 256, 257, 640, 1000] {
+                    let x: Vec<f32> = (0..len).map(|i| ((i * 37 + 11) % 101) as f32 * 0.31 - 15.0).collect();
+                    let (layout, record) = run(isa, &x, grain);
+                    let cols = I8Cols::new(&record, layout, 1);
+                    let group = match grain {
+                        Grain::B32 => 32,
+                        Grain::B256 => 256,
+                        Grain::Column => layout.padded().max(1),
+                    };
+                    for (g, x) in x.chunks(group).enumerate() {
+                        let max = x.iter().fold(0f32, |m, v| m.max(v.abs()));
+                        assert_eq!(cols.scales(0)[g], if max == 0.0 { 0.0 } else { max / 127.0 });
+                        let q: Vec<i8> =
+                            x.iter().map(|v| (v * (127.0 / max)).round_ties_even() as i8).collect();
+                        assert_eq!(&cols.q(0)[g * group..][..q.len()], &q[..], "{isa} {grain:?} {len}");
+                        assert_eq!(cols.sums(0)[g], q.iter().map(|&q| i32::from(q)).sum::<i32>());
+                    }
+                    assert!(cols.q(0)[len..].iter().all(|&q| q == 0), "padding {isa} {grain:?} {len}");
+                    for (s, q) in cols.sums16(0).iter().zip(cols.q(0).chunks(16)) {
+                        assert_eq!(*s, q.iter().map(|&q| i16::from(q)).sum::<i16>());
+                    }
+                    assert_eq!(Acts::I8(cols).n(), 1);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_shows_and_what_is_tiny_is_zero() {
+        for isa in Isa::available() {
+            for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+                let mut x = vec![1.0; 300];
+                x[270] = bad;
+                let (layout, record) = run(isa, &x, Grain::B256);
+                let scales = I8Cols::new(&record, layout, 1).scales(0);
+                assert!(scales[0].is_finite() && scales[1].is_nan(), "{isa} {bad}");
+            }
+            let (layout, record) = run(isa, &[1e-40; 64], Grain::B32);
+            assert_eq!(I8Cols::new(&record, layout, 1).scales(0)[0], 0.0);
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! The idioms in AVX2 with FMA and F16C: every 64-byte vector is a pair of ymm registers.
+
+// Every body below is one or a few intrinsics. The trait's contract (the instruction set is enabled, the
+// pointers are valid for the lanes named) is exactly what they need, so each `unsafe` block rests on it.
+#![allow(clippy::undocumented_unsafe_blocks)]
+
+use super::{Bytes, Lanes};
+use std::arch::x86_64::*;
+
+/// AVX2 vectors: lanes 0..8 and 8..16.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2;
+
+/// l + l+4, l + l+2, l + l+1 of 8 lanes.
+#[inline(always)]
+pub(crate) unsafe fn reduce_add_8(v: __m256) -> f32 {
+    unsafe {
+        let a = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+        let b = _mm_add_ps(a, _mm_movehl_ps(a, a));
+        _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)))
+    }
+}
+
+/// l + l+2, l + l+1 of 4 f64 lanes.
+#[inline(always)]
+pub(crate) unsafe fn reduce_add_d4(v: __m256d) -> f64 {
+    unsafe {
+        let a = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd::<1>(v));
+        _mm_cvtsd_f64(_mm_add_sd(a, _mm_unpackhi_pd(a, a)))
+    }
+}
+
+/// All ones in the first `n` of 16 i32, zeros after, for `n <= 16`: start reading at `16 - n`.
+static TAIL: [i32; 32] = {
+    let mut t = [0; 32];
+    let mut i = 0;
+    while i < 16 {
+        t[i] = -1;
+        i += 1;
+    }
+    t
+};
+
+#[inline(always)]
+unsafe fn tail_masks(n: usize) -> (__m256i, __m256i) {
+    unsafe {
+        let p = TAIL.as_ptr().add(16 - n);
+        (_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(8).cast()))
+    }
+}
+
+/// The four 64-bit masks that the low four bits of an index spell.
+static MASK4: [[i64; 4]; 16] = {
+    let mut t = [[0; 4]; 16];
+    let mut i = 0;
+    while i < 64 {
+        if (i / 4) >> (i % 4) & 1 == 1 {
+            t[i / 4][i % 4] = -1;
+        }
+        i += 1;
+    }
+    t
+};
+
+macro_rules! both {
+    ($f:path, $($a:expr),+) => {{ let x = unsafe { both!(@0 $f, $($a),+) }; let y = unsafe { both!(@1 $f, $($a),+) }; (x, y) }};
+    (@0 $f:path, $($a:expr),+) => { $f($($a.0),+) };
+    (@1 $f:path, $($a:expr),+) => { $f($($a.1),+) };
+}
+
+impl Lanes for Avx2 {
+    type F = (__m256, __m256);
+    type D = (__m256d, __m256d);
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::F {
+        unsafe { (_mm256_setzero_ps(), _mm256_setzero_ps()) }
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::F {
+        unsafe { (_mm256_set1_ps(x), _mm256_set1_ps(x)) }
+    }
+    #[inline(always)]
+    unsafe fn splat2(a: f32, b: f32) -> Self::F {
+        unsafe { (_mm256_set1_ps(a), _mm256_set1_ps(b)) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self::F {
+        unsafe { (_mm256_loadu_ps(p), _mm256_loadu_ps(p.add(8))) }
+    }
+    #[inline(always)]
+    unsafe fn load_n(p: *const f32, n: usize) -> Self::F {
+        unsafe {
+            let m = tail_masks(n);
+            (_mm256_maskload_ps(p, m.0), _mm256_maskload_ps(p.wrapping_add(8), m.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: Self::F) {
+        unsafe {
+            _mm256_storeu_ps(p, v.0);
+            _mm256_storeu_ps(p.add(8), v.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_n(p: *mut f32, n: usize, v: Self::F) {
+        unsafe {
+            let m = tail_masks(n);
+            _mm256_maskstore_ps(p, m.0, v.0);
+            _mm256_maskstore_ps(p.wrapping_add(8), m.1, v.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> Self::F {
+        unsafe {
+            let h = |p: *const u16| _mm256_cvtph_ps(_mm_loadu_si128(p.cast()));
+            (h(p), h(p.add(8)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16_n(p: *const u16, n: usize) -> Self::F {
+        unsafe {
+            let mut whole = [0u16; 16];
+            std::ptr::copy_nonoverlapping(p.cast::<u8>(), whole.as_mut_ptr().cast(), n * 2);
+            Self::load_f16(whole.as_ptr())
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> Self::F {
+        unsafe {
+            let h = |p: *const u16| {
+                let x = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x))
+            };
+            (h(p), h(p.add(8)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> Self::F {
+        unsafe {
+            let h = |p: *const i8| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())));
+            (h(p), h(p.add(8)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, v: Self::F) {
+        unsafe {
+            _mm_storeu_si128(p.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.0));
+            _mm_storeu_si128(p.add(8).cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v.1));
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_add_ps, a, b)
+    }
+    #[inline(always)]
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_sub_ps, a, b)
+    }
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_mul_ps, a, b)
+    }
+    #[inline(always)]
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_div_ps, a, b)
+    }
+    #[inline(always)]
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_max_ps, a, b)
+    }
+    #[inline(always)]
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F {
+        both!(_mm256_min_ps, a, b)
+    }
+    #[inline(always)]
+    unsafe fn abs(a: Self::F) -> Self::F {
+        unsafe {
+            let sign = _mm256_set1_ps(-0.0);
+            (_mm256_andnot_ps(sign, a.0), _mm256_andnot_ps(sign, a.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        both!(_mm256_fmadd_ps, a, b, c)
+    }
+    #[inline(always)]
+    unsafe fn round(a: Self::F) -> Self::F {
+        unsafe {
+            const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+            (_mm256_round_ps::<NEAREST>(a.0), _mm256_round_ps::<NEAREST>(a.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn exp2i(n: Self::F) -> Self::F {
+        unsafe {
+            let h = |n| {
+                let e = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(e))
+            };
+            (h(n.0), h(n.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, v: Self::F) {
+        unsafe {
+            let (a, b) = (_mm256_cvtps_epi32(v.0), _mm256_cvtps_epi32(v.1));
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packs_epi32(a, b));
+            let (lo, hi) = (_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(p.cast(), _mm_packs_epi16(lo, hi));
+        }
+    }
+    #[inline(always)]
+    unsafe fn reduce_add(v: Self::F) -> f32 {
+        unsafe { reduce_add_8(_mm256_add_ps(v.0, v.1)) }
+    }
+    #[inline(always)]
+    unsafe fn reduce_max(v: Self::F) -> f32 {
+        unsafe {
+            let a = _mm256_max_ps(v.0, v.1);
+            let a = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let a = _mm_max_ps(a, _mm_movehl_ps(a, a));
+            _mm_cvtss_f32(_mm_max_ss(a, _mm_movehdup_ps(a)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn zero_d() -> Self::D {
+        unsafe { (_mm256_setzero_pd(), _mm256_setzero_pd()) }
+    }
+    #[inline(always)]
+    unsafe fn add_sub(acc: Self::D, x: *const f32, plus: u8, minus: u8) -> Self::D {
+        unsafe {
+            let h = |acc, x, plus: u8, minus: u8| {
+                let x = _mm256_cvtps_pd(_mm_loadu_ps(x));
+                let mask = |bits: u8| _mm256_loadu_pd(MASK4[usize::from(bits & 15)].as_ptr().cast());
+                let acc = _mm256_add_pd(acc, _mm256_and_pd(x, mask(plus)));
+                _mm256_sub_pd(acc, _mm256_and_pd(x, mask(minus)))
+            };
+            (h(acc.0, x, plus, minus), h(acc.1, x.add(4), plus >> 4, minus >> 4))
+        }
+    }
+    #[inline(always)]
+    unsafe fn reduce_add_d(v: Self::D) -> f64 {
+        unsafe { reduce_add_d4(_mm256_add_pd(v.0, v.1)) }
+    }
+}
+
+impl Bytes for Avx2 {
+    type V = (__m256i, __m256i);
+
+    #[inline(always)]
+    unsafe fn load_v(p: *const u8) -> Self::V {
+        unsafe { Self::load_halves(p, p.add(32)) }
+    }
+    #[inline(always)]
+    unsafe fn load_halves(lo: *const u8, hi: *const u8) -> Self::V {
+        unsafe { (_mm256_loadu_si256(lo.cast()), _mm256_loadu_si256(hi.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn zero_v() -> Self::V {
+        unsafe { (_mm256_setzero_si256(), _mm256_setzero_si256()) }
+    }
+    #[inline(always)]
+    unsafe fn splat_u8(x: u8) -> Self::V {
+        unsafe { (_mm256_set1_epi8(x.cast_signed()), _mm256_set1_epi8(x.cast_signed())) }
+    }
+    #[inline(always)]
+    unsafe fn and(a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_and_si256, a, b)
+    }
+    #[inline(always)]
+    unsafe fn or(a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_or_si256, a, b)
+    }
+    #[inline(always)]
+    unsafe fn shr16<const N: u32>(a: Self::V) -> Self::V {
+        unsafe {
+            let n = _mm_cvtsi32_si128(N as i32);
+            (_mm256_srl_epi16(a.0, n), _mm256_srl_epi16(a.1, n))
+        }
+    }
+    #[inline(always)]
+    unsafe fn shl16<const N: u32>(a: Self::V) -> Self::V {
+        unsafe {
+            let n = _mm_cvtsi32_si128(N as i32);
+            (_mm256_sll_epi16(a.0, n), _mm256_sll_epi16(a.1, n))
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_u8(a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_add_epi8, a, b)
+    }
+    #[inline(always)]
+    unsafe fn sub_u8(a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_sub_epi8, a, b)
+    }
+    #[inline(always)]
+    unsafe fn add_i32(a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_add_epi32, a, b)
+    }
+    #[inline(always)]
+    unsafe fn eq_mask(a: Self::V, b: Self::V) -> u64 {
+        unsafe {
+            let lo = _mm256_movemask_epi8(_mm256_cmpeq_epi8(a.0, b.0)).cast_unsigned();
+            let hi = _mm256_movemask_epi8(_mm256_cmpeq_epi8(a.1, b.1)).cast_unsigned();
+            u64::from(lo) | u64::from(hi) << 32
+        }
+    }
+    #[inline(always)]
+    unsafe fn expand_mask(bits: u64) -> Self::V {
+        unsafe {
+            // Byte j of a half looks at bit j % 8 of mask byte j / 8.
+            let spread =
+                _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+            let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201u64.cast_signed());
+            let h = |bits: u32| {
+                let v = _mm256_shuffle_epi8(_mm256_set1_epi32(bits.cast_signed()), spread);
+                _mm256_cmpeq_epi8(_mm256_and_si256(v, bit), bit)
+            };
+            (h(bits as u32), h((bits >> 32) as u32))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_u8(acc: Self::V, u: Self::V, s: Self::V) -> Self::V {
+        unsafe {
+            let one = _mm256_set1_epi16(1);
+            let h = |acc, u, s| _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), one));
+            (h(acc.0, u.0, s.0), h(acc.1, u.1, s.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_i8(acc: Self::V, w: Self::V, s: Self::V) -> Self::V {
+        unsafe {
+            let u = (_mm256_abs_epi8(w.0), _mm256_abs_epi8(w.1));
+            Self::dot_u8(acc, u, (_mm256_sign_epi8(s.0, w.0), _mm256_sign_epi8(s.1, w.1)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_u8_scaled(acc: Self::V, u: Self::V, s: Self::V, k: Self::V) -> Self::V {
+        unsafe {
+            let h = |acc, u, s, k| _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), k));
+            (h(acc.0, u.0, s.0, k.0), h(acc.1, u.1, s.1, k.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn i32_at_0_8(a: i32, b: i32) -> Self::V {
+        unsafe {
+            (_mm256_zextsi128_si256(_mm_cvtsi32_si128(a)), _mm256_zextsi128_si256(_mm_cvtsi32_si128(b)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn widen_i8(p: *const i8) -> Self::V {
+        unsafe {
+            let h = |p: *const i8| _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()));
+            (h(p), h(p.add(16)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn to_f32(a: Self::V) -> Self::F {
+        both!(_mm256_cvtepi32_ps, a)
+    }
+    #[inline(always)]
+    unsafe fn sum_i32(a: Self::V) -> i32 {
+        unsafe {
+            let v = _mm256_add_epi32(a.0, a.1);
+            let v = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+            let v = _mm_add_epi32(v, _mm_shuffle_epi32::<0b01_00_11_10>(v));
+            _mm_cvtsi128_si32(_mm_add_epi32(v, _mm_shuffle_epi32::<0b00_00_00_01>(v)))
+        }
+    }
+}

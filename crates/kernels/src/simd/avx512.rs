@@ -1,0 +1,246 @@
+//! The idioms in AVX-512 (F, BW, DQ, VL, VNNI).
+
+// Every body below is one or a few intrinsics. The trait's contract (the instruction set is enabled, the
+// pointers are valid for the lanes named) is exactly what they need, so each `unsafe` block rests on it.
+#![allow(clippy::undocumented_unsafe_blocks)]
+
+use super::{Bytes, Lanes};
+use std::arch::x86_64::*;
+
+/// AVX-512 vectors: one zmm register each.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512;
+
+#[inline(always)]
+fn first(n: usize) -> u16 {
+    ((1u32 << n) - 1) as u16
+}
+
+impl Lanes for Avx512 {
+    type F = __m512;
+    type D = __m512d;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m512 {
+        unsafe { _mm512_setzero_ps() }
+    }
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m512 {
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn splat2(a: f32, b: f32) -> __m512 {
+        unsafe { _mm512_mask_broadcastss_ps(_mm512_set1_ps(a), 0xff00, _mm_set_ss(b)) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m512 {
+        unsafe { _mm512_loadu_ps(p) }
+    }
+    #[inline(always)]
+    unsafe fn load_n(p: *const f32, n: usize) -> __m512 {
+        unsafe { _mm512_maskz_loadu_ps(first(n), p) }
+    }
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: __m512) {
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+    #[inline(always)]
+    unsafe fn store_n(p: *mut f32, n: usize, v: __m512) {
+        unsafe { _mm512_mask_storeu_ps(p, first(n), v) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(p: *const u16) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16_n(p: *const u16, n: usize) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(p: *const u16) -> __m512 {
+        unsafe {
+            let x = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i8(p: *const i8) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn store_f16(p: *mut u16, v: __m512) {
+        unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
+    }
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn mul(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn div(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn max(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn min(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn abs(a: __m512) -> __m512 {
+        unsafe { _mm512_abs_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    unsafe fn round(a: __m512) -> __m512 {
+        unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
+    }
+    #[inline(always)]
+    unsafe fn exp2i(n: __m512) -> __m512 {
+        unsafe {
+            let e = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(e))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_i8(p: *mut i8, v: __m512) {
+        unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v))) }
+    }
+    #[inline(always)]
+    unsafe fn reduce_add(v: __m512) -> f32 {
+        unsafe {
+            let a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+            super::avx2::reduce_add_8(a)
+        }
+    }
+    #[inline(always)]
+    unsafe fn reduce_max(v: __m512) -> f32 {
+        unsafe { _mm512_reduce_max_ps(v) }
+    }
+    #[inline(always)]
+    unsafe fn zero_d() -> __m512d {
+        unsafe { _mm512_setzero_pd() }
+    }
+    #[inline(always)]
+    unsafe fn add_sub(acc: __m512d, x: *const f32, plus: u8, minus: u8) -> __m512d {
+        unsafe {
+            let x = _mm512_cvtps_pd(_mm256_loadu_ps(x));
+            let acc = _mm512_mask_add_pd(acc, plus, acc, x);
+            _mm512_mask_sub_pd(acc, minus, acc, x)
+        }
+    }
+    #[inline(always)]
+    unsafe fn reduce_add_d(v: __m512d) -> f64 {
+        unsafe {
+            let a = _mm256_add_pd(_mm512_castpd512_pd256(v), _mm512_extractf64x4_pd::<1>(v));
+            super::avx2::reduce_add_d4(a)
+        }
+    }
+}
+
+impl Bytes for Avx512 {
+    type V = __m512i;
+
+    #[inline(always)]
+    unsafe fn load_v(p: *const u8) -> __m512i {
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn load_halves(lo: *const u8, hi: *const u8) -> __m512i {
+        unsafe {
+            let lo = _mm512_castsi256_si512(_mm256_loadu_si256(lo.cast()));
+            _mm512_inserti64x4::<1>(lo, _mm256_loadu_si256(hi.cast()))
+        }
+    }
+    #[inline(always)]
+    unsafe fn zero_v() -> __m512i {
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn splat_u8(x: u8) -> __m512i {
+        unsafe { _mm512_set1_epi8(x.cast_signed()) }
+    }
+    #[inline(always)]
+    unsafe fn and(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_and_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn or(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn shr16<const N: u32>(a: __m512i) -> __m512i {
+        unsafe { _mm512_srli_epi16::<N>(a) }
+    }
+    #[inline(always)]
+    unsafe fn shl16<const N: u32>(a: __m512i) -> __m512i {
+        unsafe { _mm512_slli_epi16::<N>(a) }
+    }
+    #[inline(always)]
+    unsafe fn add_u8(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi8(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn sub_u8(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_sub_epi8(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn add_i32(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn eq_mask(a: __m512i, b: __m512i) -> u64 {
+        unsafe { _mm512_cmpeq_epi8_mask(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn expand_mask(bits: u64) -> __m512i {
+        unsafe { _mm512_movm_epi8(bits) }
+    }
+    #[inline(always)]
+    unsafe fn dot_u8(acc: __m512i, u: __m512i, s: __m512i) -> __m512i {
+        unsafe { _mm512_dpbusd_epi32(acc, u, s) }
+    }
+    #[inline(always)]
+    unsafe fn dot_i8(acc: __m512i, w: __m512i, s: __m512i) -> __m512i {
+        unsafe {
+            let negative = _mm512_movepi8_mask(w);
+            let s = _mm512_mask_sub_epi8(s, negative, _mm512_setzero_si512(), s);
+            _mm512_dpbusd_epi32(acc, _mm512_abs_epi8(w), s)
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_u8_scaled(acc: __m512i, u: __m512i, s: __m512i, k: __m512i) -> __m512i {
+        unsafe { _mm512_dpwssd_epi32(acc, _mm512_maddubs_epi16(u, s), k) }
+    }
+    #[inline(always)]
+    unsafe fn i32_at_0_8(a: i32, b: i32) -> __m512i {
+        unsafe {
+            let lo = _mm512_zextsi128_si512(_mm_cvtsi32_si128(a));
+            _mm512_inserti32x4::<2>(lo, _mm_cvtsi32_si128(b))
+        }
+    }
+    #[inline(always)]
+    unsafe fn widen_i8(p: *const i8) -> __m512i {
+        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn to_f32(a: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn sum_i32(a: __m512i) -> i32 {
+        unsafe { _mm512_reduce_add_epi32(a) }
+    }
+}

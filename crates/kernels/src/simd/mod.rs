@@ -1,0 +1,124 @@
+//! The vector idioms that kernels share, written once per instruction set.
+//!
+//! Two traits. [`Lanes`] is 16 f32 lanes (and 8 f64 lanes), implemented for plain Rust too, so that an
+//! operation written over it gives the same bits on every instruction set. [`Bytes`] adds 64-byte integer
+//! vectors and is implemented for AVX2 (as two halves) and AVX-512.
+//!
+//! How a generic kernel is compiled: everything here is `#[inline(always)]`, and the entry point that
+//! names the instruction set carries `#[target_feature]`, so the whole kernel is compiled with it.
+//!
+//! **One result on every machine.** Float sums are always kept in 16 lanes and folded by the tree of
+//! [`Lanes::reduce_add`] (l + l+8, then l + l+4, l+2, l+1). `fma` is a fused multiply-add everywhere.
+//! A kernel that sticks to these and gives each lane the same values in the same order returns the same
+//! bits from scalar, AVX2 and AVX-512.
+
+#![allow(clippy::missing_safety_doc)]
+
+pub(crate) mod scalar;
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+
+/// 16 f32 lanes and 8 f64 lanes.
+///
+/// # Safety
+/// Every method may be called only where the implementing instruction set is enabled; pointer arguments
+/// must be valid for the lanes named. This holds for all methods and is not repeated at each.
+#[allow(dead_code)] // the idioms are shared; a target without vectors uses few of them
+pub(crate) trait Lanes: Copy + 'static {
+    /// 16 f32.
+    type F: Copy;
+    /// 8 f64.
+    type D: Copy;
+
+    unsafe fn zero() -> Self::F;
+    unsafe fn splat(x: f32) -> Self::F;
+    /// Lanes 0..8 are `a`, 8..16 are `b`.
+    unsafe fn splat2(a: f32, b: f32) -> Self::F;
+    unsafe fn load(p: *const f32) -> Self::F;
+    /// The first `n <= 16` lanes from memory, zeros after; touches only those.
+    unsafe fn load_n(p: *const f32, n: usize) -> Self::F;
+    unsafe fn store(p: *mut f32, v: Self::F);
+    /// Stores the first `n <= 16` lanes only.
+    unsafe fn store_n(p: *mut f32, n: usize, v: Self::F);
+    /// 16 half-precision values as f32 (exact).
+    unsafe fn load_f16(p: *const u16) -> Self::F;
+    /// The first `n <= 16` half-precision values, zeros after.
+    unsafe fn load_f16_n(p: *const u16, n: usize) -> Self::F;
+    /// 16 bfloat16 values as f32 (exact).
+    unsafe fn load_bf16(p: *const u16) -> Self::F;
+    /// 16 i8 values as f32 (exact).
+    unsafe fn load_i8(p: *const i8) -> Self::F;
+    /// Stores 16 values as halves, round to nearest even.
+    unsafe fn store_f16(p: *mut u16, v: Self::F);
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn sub(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn div(a: Self::F, b: Self::F) -> Self::F;
+    /// The larger; the second operand where either is NaN.
+    unsafe fn max(a: Self::F, b: Self::F) -> Self::F;
+    /// The smaller; the second operand where either is NaN.
+    unsafe fn min(a: Self::F, b: Self::F) -> Self::F;
+    unsafe fn abs(a: Self::F) -> Self::F;
+    /// a * b + c, rounded once.
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// Nearest integer, halves to even.
+    unsafe fn round(a: Self::F) -> Self::F;
+    /// 2^n for integral n in -126..=127.
+    unsafe fn exp2i(n: Self::F) -> Self::F;
+    /// 16 integral values in -128..=127 to bytes.
+    unsafe fn store_i8(p: *mut i8, v: Self::F);
+    /// l + l+8, l + l+4, l + l+2, l + l+1.
+    unsafe fn reduce_add(v: Self::F) -> f32;
+    unsafe fn reduce_max(v: Self::F) -> f32;
+
+    unsafe fn zero_d() -> Self::D;
+    /// acc + x where the bit of `plus` is set, - x where that of `minus` is, for 8 f32 at `x`: no multiplication.
+    unsafe fn add_sub(acc: Self::D, x: *const f32, plus: u8, minus: u8) -> Self::D;
+    /// l + l+4, l + l+2, l + l+1.
+    unsafe fn reduce_add_d(v: Self::D) -> f64;
+}
+
+/// 64-byte integer vectors, seen as u8, i8, i16 or i32 lanes as the method says.
+#[allow(dead_code)]
+pub(crate) trait Bytes: Lanes {
+    /// 64 bytes.
+    type V: Copy;
+
+    unsafe fn load_v(p: *const u8) -> Self::V;
+    /// Bytes 0..32 from `lo`, 32..64 from `hi`.
+    unsafe fn load_halves(lo: *const u8, hi: *const u8) -> Self::V;
+    unsafe fn zero_v() -> Self::V;
+    unsafe fn splat_u8(x: u8) -> Self::V;
+    unsafe fn and(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn or(a: Self::V, b: Self::V) -> Self::V;
+    /// Every 16-bit lane shifted right, zeros in; mask the bytes afterwards.
+    unsafe fn shr16<const N: u32>(a: Self::V) -> Self::V;
+    /// Every 16-bit lane shifted left, zeros in; mask the bytes afterwards.
+    unsafe fn shl16<const N: u32>(a: Self::V) -> Self::V;
+    unsafe fn add_u8(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub_u8(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn add_i32(a: Self::V, b: Self::V) -> Self::V;
+    /// Bit i is set where byte i of both is equal.
+    unsafe fn eq_mask(a: Self::V, b: Self::V) -> u64;
+    /// Byte i is 0xff where bit i is set, else 0.
+    unsafe fn expand_mask(bits: u64) -> Self::V;
+    /// i32 lane l + sum of u[4l..4l+4] * s[4l..4l+4], u unsigned, s signed in -127..=127.
+    /// Exact for u <= 128 (two products must fit i16).
+    unsafe fn dot_u8(acc: Self::V, u: Self::V, s: Self::V) -> Self::V;
+    /// The same for signed w in -128..=127.
+    unsafe fn dot_i8(acc: Self::V, w: Self::V, s: Self::V) -> Self::V;
+    /// i32 lane l + (u[4l]s[4l] + u[4l+1]s[4l+1]) * k[2l] + (u[4l+2]s[4l+2] + u[4l+3]s[4l+3]) * k[2l+1],
+    /// k signed 16-bit lanes. Exact for u <= 128.
+    unsafe fn dot_u8_scaled(acc: Self::V, u: Self::V, s: Self::V, k: Self::V) -> Self::V;
+    /// i32 lane 0 is `a`, lane 8 is `b`, the others zero.
+    unsafe fn i32_at_0_8(a: i32, b: i32) -> Self::V;
+    /// 32 signed bytes to 32 i16 lanes.
+    unsafe fn widen_i8(p: *const i8) -> Self::V;
+    /// i32 lanes to f32, round to nearest even.
+    unsafe fn to_f32(a: Self::V) -> Self::F;
+    /// Sum of the 16 i32 lanes (wrapping).
+    unsafe fn sum_i32(a: Self::V) -> i32;
+}
