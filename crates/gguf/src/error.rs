@@ -113,8 +113,8 @@ pub enum Error {
         /// The key.
         key: String,
     },
-    /// An alignment that is not a power of two.
-    #[error("general.alignment is {alignment}; it must be a power of two")]
+    /// An alignment that is not a power of two, or above [`crate::MAX_ALIGNMENT`].
+    #[error("general.alignment is {alignment}; it must be a power of two, {} at most", crate::MAX_ALIGNMENT)]
     BadAlignment {
         /// The alignment found.
         alignment: u64,

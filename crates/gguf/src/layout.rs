@@ -4,9 +4,9 @@
 //! it proves that every type number means what the table says, because a wrong size shifts the next tensor.
 //!
 //! It is also how a number with two meanings is read (39: MXFP4 or TL2; 42: groups of 64 or of 128). A file has one
-//! writer, so a number has one meaning per file: the first in the table with which every tensor of that number
-//! fits its room exactly, where the last tensor of the file may have more room than it needs. The first in the table
-//! is upstream's and the larger one, so a last or only tensor is not taken for the smaller type because bytes follow it.
+//! writer, so a number has one meaning per file: the first in the table (upstream's) with which every tensor of that
+//! number fills its room exactly. Only the last tensor of a file may have more room, as bytes may follow it; if no
+//! meaning fills that room exactly either, one that leaves some over is taken.
 //! Tensors so small that padding hides the difference follow the others, or upstream if there are no others.
 //! A file that mixes two meanings is refused like any other whose sizes do not add up.
 
@@ -87,8 +87,8 @@ pub(crate) fn place(
             let (offset, wanted) = (absolute(entry.offset), absolute(wanted));
             return Err(Error::TensorGap { name: name(), offset, wanted, after });
         }
-        // Padding can only pass the largest number in a file that ends before it, so the next tensor is outside too.
-        wanted = end.checked_next_multiple_of(alignment).unwrap_or(u64::MAX);
+        // No overflow: `end` is inside the file and the alignment is limited.
+        wanted = end.next_multiple_of(alignment);
         before = Some(i);
     }
 
@@ -100,6 +100,14 @@ pub(crate) fn place(
         bytes,
     });
     Ok(infos.collect())
+}
+
+/// How well the last tensor of a file must fit.
+#[derive(Clone, Copy)]
+enum Last {
+    Exact,
+    Fits,
+    Any,
 }
 
 struct Plan<'a> {
@@ -116,17 +124,14 @@ impl Plan<'_> {
         let unknown = || Error::UnknownTensorType { name: entry.name.clone(), id: entry.id };
         let first = types.next().ok_or_else(unknown)?;
         let Some(second) = types.next() else { return Ok(first) };
-        let both = [first, second];
-        // A truncated file should be reported as truncated, with the right sizes, so its last tensor may be wrong.
-        let fitting = both
-            .iter()
-            .find(|ty| self.all_fit(**ty, true))
-            .or_else(|| both.iter().find(|ty| self.all_fit(**ty, false)));
-        Ok(fitting.copied().unwrap_or(first))
+        // The last rule is for truncated files: they should be reported as such, with the right sizes.
+        let choices =
+            [Last::Exact, Last::Fits, Last::Any].into_iter().flat_map(|last| [(first, last), (second, last)]);
+        Ok(choices.into_iter().find(|&(ty, last)| self.all_fit(ty, last)).map_or(first, |(ty, _)| ty))
     }
 
-    /// Whether every tensor with the number of `ty` fits its room exactly, and the last of the file fits at all.
-    fn all_fit(&self, ty: TensorType, check_last: bool) -> bool {
+    /// Whether every tensor with the number of `ty` fills its room, and the last of the file does as `last` says.
+    fn all_fit(&self, ty: TensorType, last: Last) -> bool {
         self.by_offset.iter().enumerate().all(|(k, &i)| {
             let entry = &self.entries[i];
             if entry.id != ty.id() {
@@ -134,11 +139,12 @@ impl Plan<'_> {
             }
             let Some(bytes) = ty.bytes(&entry.dims) else { return false };
             let Some(end) = entry.offset.checked_add(bytes) else { return false };
-            match self.by_offset.get(k + 1) {
-                Some(&next) => {
-                    end.checked_next_multiple_of(self.alignment) == Some(self.entries[next].offset)
-                }
-                None => !check_last || end <= self.data_bytes,
+            let padded = end.checked_next_multiple_of(self.alignment);
+            match (self.by_offset.get(k + 1), last) {
+                (Some(&next), _) => padded == Some(self.entries[next].offset),
+                (None, Last::Exact) => end == self.data_bytes || padded == Some(self.data_bytes),
+                (None, Last::Fits) => end <= self.data_bytes,
+                (None, Last::Any) => true,
             }
         })
     }

@@ -9,7 +9,8 @@
 //! architecture needs. Tensor types nobody here can compute are still known by name and size.
 //!
 //! Files are treated as hostile: no input makes the parser panic, and nothing is allocated because a count in the
-//! file says so; counts are compared with the bytes that are really there first.
+//! file says so. Strings and arrays take the bytes they have in the file; a tensor or key takes a few hundred bytes
+//! when its entry has been read.
 //!
 //! Start reading at `reader.rs`; the table of tensor types is `tensors.rs`.
 #![forbid(unsafe_code)]
@@ -32,3 +33,16 @@ pub use value::{Array, GString, StringArray, Value};
 pub const ALIGNMENT_KEY: &str = "general.alignment";
 /// The alignment of files that do not have [`ALIGNMENT_KEY`].
 pub const DEFAULT_ALIGNMENT: u64 = 32;
+
+/// The largest alignment accepted. Real files use 32 or a page; padding to a gigabyte would be an attack.
+pub const MAX_ALIGNMENT: u64 = 1 << 24;
+
+/// The alignment a file's metadata asks for.
+fn alignment_of(metadata: &Metadata) -> Result<u64, Error> {
+    let alignment = metadata.u64(ALIGNMENT_KEY)?.unwrap_or(DEFAULT_ALIGNMENT);
+    if alignment.is_power_of_two() && alignment <= MAX_ALIGNMENT {
+        Ok(alignment)
+    } else {
+        Err(Error::BadAlignment { alignment })
+    }
+}

@@ -6,9 +6,7 @@
 use crate::error::quoted;
 use crate::tensors::MAX_DIMS;
 use crate::value::TYPE_NAMES;
-use crate::{
-    ALIGNMENT_KEY, Array, DEFAULT_ALIGNMENT, Error, GString, Metadata, StringArray, TensorInfo, Value, layout,
-};
+use crate::{Array, Error, GString, Metadata, StringArray, TensorInfo, Value, alignment_of, layout};
 use std::collections::HashMap;
 use std::fmt;
 
@@ -23,7 +21,8 @@ pub struct Gguf {
     pub metadata: Metadata,
     /// The tensors, in the order of the file's directory.
     pub tensors: Vec<TensorInfo>,
-    /// Where the data section starts, in bytes from the start of the file.
+    /// Where the data section starts, in bytes from the start of the file. Past its end if a file without tensors
+    /// ends before the padding.
     pub data_offset: u64,
     index: HashMap<String, usize>,
 }
@@ -48,10 +47,7 @@ impl Gguf {
         cursor.check_count("metadata keys", n_pairs, MIN_PAIR_BYTES)?;
 
         let metadata = cursor.metadata(n_pairs)?;
-        let alignment = metadata.u64(ALIGNMENT_KEY)?.unwrap_or(DEFAULT_ALIGNMENT);
-        if !alignment.is_power_of_two() {
-            return Err(Error::BadAlignment { alignment });
-        }
+        let alignment = alignment_of(&metadata)?;
 
         let mut entries = Vec::new();
         let mut index = HashMap::new();
@@ -62,8 +58,7 @@ impl Gguf {
             }
             entries.push(entry);
         }
-        let data_offset = (cursor.at as u64).checked_next_multiple_of(alignment);
-        let data_offset = data_offset.ok_or(Error::BadAlignment { alignment })?;
+        let data_offset = (cursor.at as u64).next_multiple_of(alignment);
         let tensors = layout::place(entries, alignment, data_offset, file.len() as u64)?;
         Ok(Gguf { version, alignment, metadata, tensors, data_offset, index })
     }

@@ -296,9 +296,8 @@ impl Array {
     }
 
     /// All elements, copied.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = Value> + Clone {
-        // Every index below the length has an element, so nothing is left out.
-        (0..self.len()).map(|i| self.get(i).unwrap_or(Value::U8(0)))
+    pub fn iter(&self) -> impl Iterator<Item = Value> + Clone {
+        (0..self.len()).filter_map(|i| self.get(i))
     }
 
     /// All elements as `u64`; `None` if they are not integers or one is negative.

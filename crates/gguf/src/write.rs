@@ -5,7 +5,7 @@
 //! the header. What this writes, [`crate::Gguf::parse`] reads back, with one exception: a file whose only tensors of
 //! type `Q2_0_G128` (or `TL2`) are too small to be told from `Q2_0` (`MXFP4`) by their size.
 
-use crate::{ALIGNMENT_KEY, Array, DEFAULT_ALIGNMENT, Error, GString, Metadata, TensorType, Value};
+use crate::{ALIGNMENT_KEY, Array, Error, GString, MAX_ALIGNMENT, Metadata, TensorType, Value, alignment_of};
 use std::collections::HashSet;
 use std::io::{self, Write};
 
@@ -48,9 +48,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Sets the alignment by setting [`ALIGNMENT_KEY`]; it must be a power of two.
+    /// Sets the alignment by setting [`ALIGNMENT_KEY`]; it must be a power of two, [`MAX_ALIGNMENT`] at most.
     pub fn set_alignment(&mut self, alignment: u32) -> Result<(), Error> {
-        if !alignment.is_power_of_two() {
+        if !alignment.is_power_of_two() || u64::from(alignment) > MAX_ALIGNMENT {
             return Err(Error::BadAlignment { alignment: alignment.into() });
         }
         self.set(ALIGNMENT_KEY, alignment);
@@ -77,10 +77,7 @@ impl Writer {
     /// Writes the header and the padding after it to `out`, which is at position 0 of the file.
     /// Writes are small: use a [`io::BufWriter`] for a file.
     pub fn start<W: Write>(self, out: W) -> Result<TensorWriter<W>, Error> {
-        let alignment = self.metadata.u64(ALIGNMENT_KEY)?.unwrap_or(DEFAULT_ALIGNMENT);
-        if !alignment.is_power_of_two() {
-            return Err(Error::BadAlignment { alignment });
-        }
+        let alignment = alignment_of(&self.metadata)?;
         let mut writer = TensorWriter { out, at: 0, alignment, tensors: self.tensors, next: 0 };
         writer.put(b"GGUF")?;
         writer.put(&self.version.to_le_bytes())?;
