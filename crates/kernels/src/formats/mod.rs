@@ -11,12 +11,18 @@ use crate::simd::scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2::Avx2, avx512::Avx512};
 
+mod bf16;
+mod blocks32;
+mod dense;
+mod f16;
+mod f32;
 mod float;
+mod q8_0;
 mod ternary;
 mod tq2_0;
 
 /// Every format with kernels, in the order of their GGUF numbers.
-pub static FORMATS: &[&Format] = &[&tq2_0::FORMAT];
+pub static FORMATS: &[&Format] = &[&f32::FORMAT, &f16::FORMAT, &q8_0::FORMAT, &bf16::FORMAT, &tq2_0::FORMAT];
 
 /// The layout of a format and its two conversions.
 pub(crate) trait Blocks: 'static {

@@ -126,6 +126,13 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn splat_f16(p: *const u16) -> Self::F {
+        unsafe {
+            let v = _mm256_cvtph_ps(_mm_set1_epi16(p.read_unaligned().cast_signed()));
+            (v, v)
+        }
+    }
+    #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> Self::F {
         unsafe {
             let h = |p: *const u16| {
@@ -133,6 +140,23 @@ impl Lanes for Avx2 {
                 _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x))
             };
             (h(p), h(p.add(8)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_n(p: *const u16, n: usize) -> Self::F {
+        unsafe {
+            let mut whole = [0u16; 16];
+            std::ptr::copy_nonoverlapping(p.cast::<u8>(), whole.as_mut_ptr().cast(), n * 2);
+            Self::load_bf16(whole.as_ptr())
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i32_n(p: *const i32, n: usize) -> Self::F {
+        unsafe {
+            let m = tail_masks(n);
+            let lo = _mm256_maskload_epi32(p, m.0);
+            let hi = _mm256_maskload_epi32(p.wrapping_add(8), m.1);
+            (_mm256_cvtepi32_ps(lo), _mm256_cvtepi32_ps(hi))
         }
     }
     #[inline(always)]

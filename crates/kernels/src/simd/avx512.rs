@@ -57,11 +57,26 @@ impl Lanes for Avx512 {
         unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p.cast())) }
     }
     #[inline(always)]
+    unsafe fn splat_f16(p: *const u16) -> __m512 {
+        unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(p.read_unaligned().cast_signed())) }
+    }
+    #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> __m512 {
         unsafe {
             let x = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x))
         }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_n(p: *const u16, n: usize) -> __m512 {
+        unsafe {
+            let x = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first(n), p.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_i32_n(p: *const i32, n: usize) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(first(n), p)) }
     }
     #[inline(always)]
     unsafe fn load_i8(p: *const i8) -> __m512 {

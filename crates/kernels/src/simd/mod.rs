@@ -47,8 +47,14 @@ pub(crate) trait Lanes: Copy + 'static {
     unsafe fn load_f16(p: *const u16) -> Self::F;
     /// The first `n <= 16` half-precision values, zeros after.
     unsafe fn load_f16_n(p: *const u16, n: usize) -> Self::F;
+    /// One half-precision value in every lane (exact).
+    unsafe fn splat_f16(p: *const u16) -> Self::F;
     /// 16 bfloat16 values as f32 (exact).
     unsafe fn load_bf16(p: *const u16) -> Self::F;
+    /// The first `n <= 16` bfloat16 values, zeros after.
+    unsafe fn load_bf16_n(p: *const u16, n: usize) -> Self::F;
+    /// The first `n <= 16` i32 values as f32, round to nearest even, zeros after; touches only those.
+    unsafe fn load_i32_n(p: *const i32, n: usize) -> Self::F;
     /// 16 i8 values as f32 (exact).
     unsafe fn load_i8(p: *const i8) -> Self::F;
     /// Stores 16 values as halves, round to nearest even.
@@ -66,7 +72,7 @@ pub(crate) trait Lanes: Copy + 'static {
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// Nearest integer, halves to even.
     unsafe fn round(a: Self::F) -> Self::F;
-    /// 2^n for integral n in -126..=127.
+    /// 2^n for integral n in -126..=127, and 0 for n = -127.
     unsafe fn exp2i(n: Self::F) -> Self::F;
     /// 16 integral values in -128..=127 to bytes.
     unsafe fn store_i8(p: *mut i8, v: Self::F);

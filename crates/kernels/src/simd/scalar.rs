@@ -34,8 +34,8 @@ impl Lanes for Scalar {
         unsafe { p.cast::<[f32; 16]>().read_unaligned() }
     }
     unsafe fn load_n(p: *const f32, n: usize) -> Self::F {
-        // SAFETY: `n` values are readable, by the caller.
-        std::array::from_fn(|i| if i < n { unsafe { *p.add(i) } } else { 0.0 })
+        // SAFETY: `n` values are readable, by the caller; possibly unaligned, as for `load`.
+        std::array::from_fn(|i| if i < n { unsafe { p.add(i).read_unaligned() } } else { 0.0 })
     }
     unsafe fn store(p: *mut f32, v: Self::F) {
         // SAFETY: 16 values are writable, by the caller.
@@ -43,8 +43,8 @@ impl Lanes for Scalar {
     }
     unsafe fn store_n(p: *mut f32, n: usize, v: Self::F) {
         for (i, x) in v.into_iter().take(n).enumerate() {
-            // SAFETY: `n` values are writable, by the caller.
-            unsafe { *p.add(i) = x }
+            // SAFETY: `n` values are writable, by the caller; possibly unaligned, as for `store`.
+            unsafe { p.add(i).write_unaligned(x) }
         }
     }
     unsafe fn load_f16(p: *const u16) -> Self::F {
@@ -57,9 +57,23 @@ impl Lanes for Scalar {
             if i < n { f16::from_bits(unsafe { p.add(i).read_unaligned() }).to_f32_const() } else { 0.0 }
         })
     }
+    unsafe fn splat_f16(p: *const u16) -> Self::F {
+        // SAFETY: the half is readable, by the caller; possibly unaligned.
+        [f16::from_bits(unsafe { p.read_unaligned() }).to_f32_const(); 16]
+    }
     unsafe fn load_bf16(p: *const u16) -> Self::F {
-        // SAFETY: 16 values are readable, by the caller; possibly unaligned inside a file.
-        std::array::from_fn(|i| bf16::from_bits(unsafe { p.add(i).read_unaligned() }).to_f32())
+        // SAFETY: 16 values are readable, by the caller.
+        unsafe { Self::load_bf16_n(p, 16) }
+    }
+    unsafe fn load_bf16_n(p: *const u16, n: usize) -> Self::F {
+        std::array::from_fn(|i| {
+            // SAFETY: `n` values are readable, by the caller; possibly unaligned inside a file.
+            if i < n { bf16::from_bits(unsafe { p.add(i).read_unaligned() }).to_f32() } else { 0.0 }
+        })
+    }
+    unsafe fn load_i32_n(p: *const i32, n: usize) -> Self::F {
+        // SAFETY: `n` values are readable, by the caller.
+        std::array::from_fn(|i| if i < n { unsafe { *p.add(i) as f32 } } else { 0.0 })
     }
     unsafe fn load_i8(p: *const i8) -> Self::F {
         // SAFETY: 16 bytes are readable, by the caller.

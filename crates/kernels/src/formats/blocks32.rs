@@ -1,0 +1,150 @@
+//! Blocks of 32 weights with one scale each, and perhaps a minimum: the frame of Q4_0, Q4_1, Q5_0, Q5_1 and
+//! Q8_0. A weight is `code * d`, or `code * d + m`; codes are small signed integers.
+//!
+//! **Order of the int8 product.** Element e belongs to lane (e % 64) / 4, so two blocks fill the 16 lanes.
+//!
+//! ```text
+//! for each block b, s the activation scale of its 32 values:
+//!     for l in 0..8:  lane  = exact integer sum of code * q over its elements 4l .. 4l+4
+//!                     acc[b % 2 * 8 + l] = fma(lane, d * s, acc[b % 2 * 8 + l])
+//!     with a minimum: min[b % 16] = fma(m * s, sum of the block's q, min[b % 16])
+//! result = fold(acc), or fold(acc + min)
+//! ```
+//!
+//! Vector code takes scales 16 blocks at a time, so that half-precision values are converted and multiplied
+//! in vectors. Where a row ends with an odd block, that block stands in for its missing partner with a scale
+//! of zero, which leaves the lanes 8..16 as they are.
+//!
+//! Nothing overflows: |code| <= 128 and |q| <= 127, so a product of two pairs fits 16 bits and a lane 17.
+
+use super::{Blocks, Column, Int8Row, f16_at, float::ViaDequantize, fold};
+use crate::acts::Grain;
+use crate::simd::Bytes;
+use std::marker::PhantomData;
+
+/// What a format of 32-weight blocks provides. Each block begins with `d`, an f16.
+pub(crate) trait Block32: 'static {
+    /// GGUF's name.
+    const NAME: &'static str;
+    /// Bytes of a block.
+    const BYTES: usize;
+    /// Whether an f16 minimum `m` follows `d`. The codes are then never negative.
+    const MIN: bool;
+    /// The codes of a block, in element order.
+    fn codes(block: &[u8]) -> [i8; 32];
+    /// The codes of two blocks, in element order.
+    ///
+    /// # Safety
+    /// `S` is enabled; both pointers are to whole blocks.
+    unsafe fn codes2<S: Bytes>(a: *const u8, b: *const u8) -> S::V;
+    /// 32 weights to a block.
+    fn quantize(src: &[f32], block: &mut [u8]);
+}
+
+/// The format of blocks `T`.
+pub(crate) struct In32<T>(PhantomData<T>);
+
+impl<T: Block32> Blocks for In32<T> {
+    const NAME: &'static str = T::NAME;
+    const BLOCK: usize = 32;
+    const BYTES: usize = T::BYTES;
+
+    #[inline]
+    fn dequantize(blocks: &[u8], _: f32, out: &mut [f32]) {
+        for (block, out) in blocks.chunks_exact(T::BYTES).zip(out.chunks_exact_mut(32)) {
+            let (d, m) = (f16_at(block, 0), if T::MIN { f16_at(block, 2) } else { 0.0 });
+            for (y, code) in out.iter_mut().zip(T::codes(block)) {
+                *y = if T::MIN { f32::from(code) * d + m } else { f32::from(code) * d };
+            }
+        }
+    }
+    fn quantize(src: &[f32], dst: &mut [u8]) {
+        for (src, block) in src.chunks_exact(32).zip(dst.chunks_exact_mut(T::BYTES)) {
+            T::quantize(src, block);
+        }
+    }
+}
+
+impl<T: Block32> ViaDequantize for In32<T> {}
+
+impl<T: Block32> Int8Row for In32<T> {
+    const GRAIN: Grain = Grain::B32;
+
+    fn scalar(row: &[u8], _: f32, x: Column<'_>) -> f32 {
+        let (mut acc, mut min) = ([0f32; 16], [0f32; 16]);
+        for (b, block) in row.chunks_exact(T::BYTES).enumerate() {
+            let ds = f16_at(block, 0) * x.scales[b];
+            let codes = T::codes(block);
+            for l in 0..8 {
+                let lane: i32 =
+                    (l * 4..l * 4 + 4).map(|e| i32::from(codes[e]) * i32::from(x.q[b * 32 + e])).sum();
+                let acc = &mut acc[b % 2 * 8 + l];
+                *acc = (lane as f32).mul_add(ds, *acc);
+            }
+            if T::MIN {
+                let ms = f16_at(block, 2) * x.scales[b];
+                min[b % 16] = ms.mul_add(x.sums[b] as f32, min[b % 16]);
+            }
+        }
+        fold(std::array::from_fn(|l| if T::MIN { acc[l] + min[l] } else { acc[l] }))
+    }
+
+    #[inline(always)]
+    unsafe fn simd<S: Bytes, const N: usize>(row: &[u8], _: f32, x: &[Column<'_>; N]) -> [f32; N] {
+        let blocks = row.len() / T::BYTES;
+        // SAFETY: `S` is enabled by the caller. Blocks below `blocks` are inside the row, and so are their
+        // scales and sums in the columns; the q of a column are padded to 256, so the second half of a last
+        // odd pair may be loaded too.
+        unsafe {
+            let (mut acc, mut min) = ([S::zero(); N], [S::zero(); N]);
+            for from in (0..blocks).step_by(16) {
+                let n = (blocks - from).min(16);
+                let base = row.as_ptr().add(from * T::BYTES);
+                let mut ds = [[0f32; 16]; N];
+                let d = f16_every::<S>(base, T::BYTES, n);
+                for c in 0..N {
+                    let s = S::load_n(x[c].scales.as_ptr().add(from), n);
+                    S::store(ds[c].as_mut_ptr(), S::mul(d, s));
+                }
+                if T::MIN {
+                    let m = f16_every::<S>(base.add(2), T::BYTES, n);
+                    for c in 0..N {
+                        let s = S::load_n(x[c].scales.as_ptr().add(from), n);
+                        let sums = S::load_i32_n(x[c].sums.as_ptr().add(from), n);
+                        min[c] = S::fma(S::mul(m, s), sums, min[c]);
+                    }
+                }
+                for b in (0..n).step_by(2) {
+                    let block = base.add(b * T::BYTES);
+                    let partner = if b + 1 < n { block.add(T::BYTES) } else { block };
+                    let codes = T::codes2::<S>(block, partner);
+                    for c in 0..N {
+                        let q = S::load_v(x[c].q.as_ptr().add((from + b) * 32).cast());
+                        let lanes = if T::MIN {
+                            S::dot_u8(S::zero_v(), codes, q)
+                        } else {
+                            S::dot_i8(S::zero_v(), codes, q)
+                        };
+                        acc[c] = S::fma(S::to_f32(lanes), S::splat2(ds[c][b], ds[c][b + 1]), acc[c]);
+                    }
+                }
+            }
+            std::array::from_fn(|c| S::reduce_add(if T::MIN { S::add(acc[c], min[c]) } else { acc[c] }))
+        }
+    }
+}
+
+/// The f16 at `p`, `p + stride` … as f32, `n <= 16` of them, zeros after.
+///
+/// # Safety
+/// `S` is enabled; the `n` values are readable.
+#[inline(always)]
+unsafe fn f16_every<S: Bytes>(p: *const u8, stride: usize, n: usize) -> S::F {
+    let mut bits = [0u16; 16];
+    for (b, bits) in bits.iter_mut().enumerate().take(n) {
+        // SAFETY: readable, by the caller; x86 and ARM are little-endian, as the file is.
+        *bits = u16::from_le(unsafe { p.add(b * stride).cast::<u16>().read_unaligned() });
+    }
+    // SAFETY: 16 halves on the stack.
+    unsafe { S::load_f16(bits.as_ptr()) }
+}
