@@ -13,16 +13,32 @@ use crate::simd::{avx2::Avx2, avx512::Avx512};
 
 mod bf16;
 mod blocks32;
+mod blocks64;
 mod dense;
 mod f16;
 mod f32;
 mod float;
+mod i2_s;
+mod q1_0;
+mod q2_0;
 mod q8_0;
 mod ternary;
+mod tq1_0;
 mod tq2_0;
 
 /// Every format with kernels, in the order of their GGUF numbers.
-pub static FORMATS: &[&Format] = &[&f32::FORMAT, &f16::FORMAT, &q8_0::FORMAT, &bf16::FORMAT, &tq2_0::FORMAT];
+pub static FORMATS: &[&Format] = &[
+    &f32::FORMAT,
+    &f16::FORMAT,
+    &q8_0::FORMAT,
+    &bf16::FORMAT,
+    &tq1_0::FORMAT,
+    &tq2_0::FORMAT,
+    &i2_s::FORMAT,
+    &q1_0::FORMAT,
+    &q2_0::FORMAT,
+    &q2_0::FORMAT_G128,
+];
 
 /// The layout of a format and its two conversions.
 pub(crate) trait Blocks: 'static {

@@ -8,13 +8,16 @@
 //! **Float activations: additions and subtractions only.** f32 values are added to or subtracted from f64
 //! lanes (lane e % 8 takes element e), so nothing is lost to cancellation; one multiplication per run applies
 //! its scale.
+//!
+//! The code 3, which two bits can spell and no encoder writes, counts as +2 in dequantizing and in the int8
+//! product and as 0 in the float product: the same on every instruction set.
 
 use super::{Blocks, Column, Int8Row};
 use crate::acts::Grain;
 use crate::simd::scalar::Scalar;
 use crate::simd::{Bytes, Lanes};
 
-/// What a ternary format provides.
+/// What a ternary format provides; `BLOCK` is a multiple of 64, up to 256.
 pub(crate) trait Ternary: Blocks {
     /// The bits of a block's scale; a format with one scale a tensor returns a constant.
     fn scale_bits(block: &[u8]) -> u16;
@@ -22,38 +25,32 @@ pub(crate) trait Ternary: Blocks {
     fn scale_value(bits: u16) -> f32;
     /// The codes (0, 1, 2 for -1, 0, +1) of a block in element order, in plain Rust.
     fn codes(block: &[u8], out: &mut [u8]);
-    /// `acc[c]` + sum over the block of code * q, left in any lanes, for `N` columns at element `at`.
+    /// The codes of elements `64 * group ..` of a block, in element order. `group` is a constant once the
+    /// frame's loop is unrolled, so a `match` on it costs nothing.
     ///
     /// # Safety
-    /// `S` is enabled; `block` is one block; every column covers `at..at + BLOCK`.
-    unsafe fn accumulate<S: Bytes, const N: usize>(
-        block: &[u8],
-        x: &[Column<'_>; N],
-        at: usize,
-        acc: &mut [S::V; N],
-    );
-    /// Bit e % 8 of byte e / 8 of the masks is set where element e is +1, and where it is -1.
-    ///
-    /// # Safety
-    /// `S` is enabled; `block` is one block.
-    unsafe fn masks<S: Bytes>(block: &[u8]) -> ([u8; 32], [u8; 32]);
+    /// `S` is enabled; `block` is one block and `group < BLOCK / 64`.
+    unsafe fn codes64<S: Bytes>(block: &[u8], group: usize) -> S::V;
 }
 
-/// Longest row whose integer sum cannot overflow: codes up to 3 times 127.
-const MAX_COLS: usize = i32::MAX as usize / (3 * 127);
+/// Blocks at the start of `row` whose scale has the bits of the first one's.
+#[inline(always)]
+fn run_of<T: Ternary>(row: &[u8]) -> (u16, usize) {
+    let bits = T::scale_bits(&row[..T::BYTES]);
+    (bits, row.chunks_exact(T::BYTES).take_while(|block| T::scale_bits(block) == bits).count())
+}
 
 impl<T: Ternary> Int8Row for T {
     const GRAIN: Grain = Grain::Column;
 
     fn scalar(row: &[u8], scale: f32, x: Column<'_>) -> f32 {
-        assert!(row.len() / T::BYTES * T::BLOCK <= MAX_COLS, "row too long for 32-bit sums");
         let mut codes = [0u8; 256];
         let codes = &mut codes[..T::BLOCK];
         let (mut acc, mut sum, mut run) = (0f32, 0i32, None);
         for (block, q) in row.chunks_exact(T::BYTES).zip(x.q.chunks_exact(T::BLOCK)) {
             let bits = T::scale_bits(block);
-            if run.is_some_and(|run| run != bits) {
-                acc = (sum as f32).mul_add(T::scale_value(run.unwrap_or(0)), acc);
+            if let Some(old) = run.filter(|&run| run != bits) {
+                acc = (sum as f32).mul_add(T::scale_value(old), acc);
                 sum = 0;
             }
             run = Some(bits);
@@ -67,49 +64,72 @@ impl<T: Ternary> Int8Row for T {
     #[inline(always)]
     unsafe fn simd<S: Bytes, const N: usize>(row: &[u8], scale: f32, x: &[Column<'_>; N]) -> [f32; N] {
         let blocks = row.len() / T::BYTES;
-        assert!(blocks * T::BLOCK <= MAX_COLS, "row too long for 32-bit sums");
         let mut acc = [0f32; N];
         let mut from = 0;
         while from < blocks {
-            let bits = T::scale_bits(&row[from * T::BYTES..][..T::BYTES]);
-            // SAFETY: `S` is enabled by the caller; blocks and columns are in range by the slices.
-            let (lanes, to) = unsafe {
-                let mut lanes = [S::zero_v(); N];
-                let mut b = from;
-                while b < blocks {
-                    let block = &row[b * T::BYTES..][..T::BYTES];
-                    if T::scale_bits(block) != bits {
-                        break;
-                    }
-                    T::accumulate::<S, N>(block, x, b * T::BLOCK, &mut lanes);
-                    b += 1;
-                }
-                (lanes, b)
-            };
+            let (bits, len) = run_of::<T>(&row[from * T::BYTES..]);
+            let run = &row[from * T::BYTES..][..len * T::BYTES];
             let d = T::scale_value(bits);
+            // SAFETY: `S` is enabled and the columns cover the row, by the caller.
+            let sums = unsafe { run_sums::<T, S, N>(run, x, from * T::BLOCK) };
             for c in 0..N {
-                let q = if from == 0 && to == blocks {
+                let q = if len == blocks {
                     x[c].sums[0]
                 } else {
-                    x[c].sums16[from * T::BLOCK / 16..to * T::BLOCK / 16].iter().map(|&s| i32::from(s)).sum()
+                    let at = from * T::BLOCK / 16;
+                    x[c].sums16[at..at + len * T::BLOCK / 16].iter().map(|&s| i32::from(s)).sum()
                 };
-                // SAFETY: `S` is enabled by the caller.
-                let sum = unsafe { S::sum_i32(lanes[c]) } - q;
-                acc[c] = (sum as f32).mul_add(d, acc[c]);
+                acc[c] = ((sums[c] - q) as f32).mul_add(d, acc[c]);
             }
-            from = to;
+            from += len;
         }
         std::array::from_fn(|c| acc[c] * (x[c].scales[0] * scale))
     }
 }
 
-/// The float dot product in terms of `masks`, one body for plain Rust and for vectors.
+/// Sum of code * q over the blocks of a run, which begins at element `at`.
+///
+/// A lane takes a sum of four products, so a single column has four accumulators to hide their latency; more
+/// columns hide it from each other.
+#[inline(always)]
+unsafe fn run_sums<T: Ternary, S: Bytes, const N: usize>(
+    run: &[u8],
+    x: &[Column<'_>; N],
+    at: usize,
+) -> [i32; N] {
+    let chains = if N == 1 { 4 } else { 1 };
+    let elements = run.len() / T::BYTES * T::BLOCK;
+    for x in x {
+        assert!(x.q.len() >= at + elements, "activation length");
+    }
+    // SAFETY: `S` is enabled by the caller; each load of q is below `at + elements`, just checked.
+    unsafe {
+        let mut lanes = [[S::zero_v(); 4]; N];
+        for (b, block) in run.chunks_exact(T::BYTES).enumerate() {
+            for group in 0..T::BLOCK / 64 {
+                let codes = T::codes64::<S>(block, group);
+                for c in 0..N {
+                    let q = S::load_v(x[c].q.as_ptr().add(at + b * T::BLOCK + group * 64).cast());
+                    let lanes = &mut lanes[c][group % chains];
+                    *lanes = S::dot_u8(*lanes, codes, q);
+                }
+            }
+        }
+        std::array::from_fn(|c| {
+            let [a, b, c, d] = lanes[c];
+            S::sum_i32(S::add_i32(S::add_i32(a, b), S::add_i32(c, d)))
+        })
+    }
+}
+
+/// The float dot product, one body for plain Rust and for vectors. `masks(block, group)` has bit i set
+/// where element `64 * group + i` of the block is +1, and where it is -1.
 #[inline(always)]
 unsafe fn float_row<T: Ternary, L: Lanes, const N: usize>(
     row: &[u8],
     scale: f32,
     x: &[&[f32]; N],
-    masks: impl Fn(&[u8]) -> ([u8; 32], [u8; 32]),
+    masks: impl Fn(&[u8], usize) -> (u64, u64),
 ) -> [f32; N] {
     let mut total = [0f64; N];
     // SAFETY: `L` is enabled by the caller; each load of 8 values is inside a slice of 8.
@@ -125,11 +145,14 @@ unsafe fn float_row<T: Ternary, L: Lanes, const N: usize>(
                 }
             }
             run = Some(bits);
-            let (plus, minus) = masks(block);
-            for c in 0..N {
-                let x = &x[c][b * T::BLOCK..][..T::BLOCK];
-                for (e, x) in x.chunks_exact(8).enumerate() {
-                    lanes[c] = L::add_sub(lanes[c], x.as_ptr(), plus[e], minus[e]);
+            for group in 0..T::BLOCK / 64 {
+                let (plus, minus) = masks(block, group);
+                for c in 0..N {
+                    let x = &x[c][b * T::BLOCK + group * 64..][..64];
+                    for (e, x) in x.chunks_exact(8).enumerate() {
+                        let (plus, minus) = (plus >> (8 * e), minus >> (8 * e));
+                        lanes[c] = L::add_sub(lanes[c], x.as_ptr(), plus as u8, minus as u8);
+                    }
                 }
             }
         }
@@ -166,16 +189,19 @@ pub(crate) unsafe fn float_simd<T: Ternary, S: Bytes, const N: usize>(
     x: &[&[f32]; N],
 ) -> [f32; N] {
     // SAFETY: the caller's promises, passed on.
-    unsafe { float_row::<T, S, N>(row, scale, x, |block| T::masks::<S>(block)) }
+    unsafe {
+        float_row::<T, S, N>(row, scale, x, |block, group| {
+            let codes = T::codes64::<S>(block, group);
+            (S::eq_mask(codes, S::splat_u8(2)), S::eq_mask(codes, S::zero_v()))
+        })
+    }
 }
 
 pub(crate) fn float_scalar<T: Ternary>(row: &[u8], scale: f32, x: &[f32]) -> f32 {
-    let masks = |block: &[u8]| {
-        let mut codes = [1u8; 256];
+    let masks = |block: &[u8], group: usize| {
+        let mut codes = [0u8; 256];
         T::codes(block, &mut codes[..T::BLOCK]);
-        let mask = |code| {
-            std::array::from_fn(|i| (0..8).fold(0, |m, j| m | u8::from(codes[i * 8 + j] == code) << j))
-        };
+        let mask = |code| (0..64).fold(0, |m, i| m | u64::from(codes[group * 64 + i] == code) << i);
         (mask(2), mask(0))
     };
     // SAFETY: the portable implementation is callable anywhere.
@@ -183,9 +209,11 @@ pub(crate) fn float_scalar<T: Ternary>(row: &[u8], scale: f32, x: &[f32]) -> f32
     y
 }
 
-/// The scale of a block of ternary weights: the mean of |w| over the nonzero ones is the least-squares
-/// choice once signs are fixed, and |w| at least half of it is what rounds away from zero.
-/// Returns (scale, code of each weight); exact for values that already are -d, 0 or d.
+/// Scale and codes of weights that share one scale: the largest magnitude, and each weight rounded to the
+/// nearest of -1, 0 and +1 of it. Exact for weights that already are -d, 0 or d, which is what ternary models
+/// have; other weights deserve a better choice than a reference needs.
+///
+/// Calls `code(i, 0 | 1 | 2)` for every weight and returns the scale.
 pub(crate) fn ternarize(src: &[f32], mut code: impl FnMut(usize, u8)) -> f32 {
     let max = src.iter().fold(0f32, |m, x| m.max(x.abs()));
     for (i, &x) in src.iter().enumerate() {

@@ -7,7 +7,7 @@
 //! ```
 
 use super::ternary::{Ternary, ternarize, ternary_float};
-use super::{Blocks, Column, f16_at};
+use super::{Blocks, f16_at};
 use crate::format::Format;
 use crate::simd::Bytes;
 use half::f16;
@@ -60,52 +60,14 @@ impl Ternary for Tq2_0 {
     }
 
     #[inline(always)]
-    unsafe fn accumulate<S: Bytes, const N: usize>(
-        block: &[u8],
-        x: &[Column<'_>; N],
-        at: usize,
-        acc: &mut [S::V; N],
-    ) {
-        // SAFETY: 64 bytes of codes in the block; 256 values at `at` in each column, by the caller.
+    unsafe fn codes64<S: Bytes>(block: &[u8], group: usize) -> S::V {
+        // SAFETY: 64 bytes of codes in the block; `S` is enabled by the caller.
         unsafe {
-            let w = S::load_v(block.as_ptr());
-            let three = S::splat_u8(3);
-            let planes = [
-                S::and(w, three),
-                S::and(S::shr16::<2>(w), three),
-                S::and(S::shr16::<4>(w), three),
-                S::and(S::shr16::<6>(w), three),
-            ];
-            for c in 0..N {
-                let q = x[c].q[at..at + 256].as_ptr().cast::<u8>();
-                for l in 0..4 {
-                    let q = S::load_halves(q.add(l * 32), q.add(128 + l * 32));
-                    acc[c] = S::dot_u8(acc[c], planes[l], q);
-                }
-            }
+            let qs = block.as_ptr().add(group / 2 * 32);
+            let planes =
+                if group.is_multiple_of(2) { S::load_shr::<0, 2>(qs) } else { S::load_shr::<4, 6>(qs) };
+            S::and(planes, S::splat_u8(3))
         }
-    }
-
-    #[inline(always)]
-    unsafe fn masks<S: Bytes>(block: &[u8]) -> ([u8; 32], [u8; 32]) {
-        let (mut plus, mut minus) = ([0; 32], [0; 32]);
-        // SAFETY: 64 bytes of codes in the block.
-        unsafe {
-            let w = S::load_v(block.as_ptr());
-            let three = S::splat_u8(3);
-            let planes = [w, S::shr16::<2>(w), S::shr16::<4>(w), S::shr16::<6>(w)];
-            for (l, &plane) in planes.iter().enumerate() {
-                let codes = S::and(plane, three);
-                let p = S::eq_mask(codes, S::splat_u8(2)).to_le_bytes();
-                let m = S::eq_mask(codes, S::splat_u8(0)).to_le_bytes();
-                for k in 0..8 {
-                    // Byte k of a plane's mask is elements (k / 4) * 128 + l * 32 + (k % 4) * 8 onwards.
-                    plus[k / 4 * 16 + l * 4 + k % 4] = p[k];
-                    minus[k / 4 * 16 + l * 4 + k % 4] = m[k];
-                }
-            }
-        }
-        (plus, minus)
     }
 }
 

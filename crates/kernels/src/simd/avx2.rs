@@ -281,6 +281,31 @@ impl Bytes for Avx2 {
         unsafe { (_mm256_loadu_si256(lo.cast()), _mm256_loadu_si256(hi.cast())) }
     }
     #[inline(always)]
+    unsafe fn load_quarters(a: *const u8, b: *const u8, c: *const u8, d: *const u8) -> Self::V {
+        unsafe { (_mm256_loadu2_m128i(b.cast(), a.cast()), _mm256_loadu2_m128i(d.cast(), c.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_shr<const A: u32, const B: u32>(p: *const u8) -> Self::V {
+        unsafe {
+            let v = _mm256_loadu_si256(p.cast());
+            let n = |n| _mm_cvtsi32_si128(n);
+            (_mm256_srl_epi16(v, n(A as i32)), _mm256_srl_epi16(v, n(B as i32)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn spread2(p: *const u8) -> Self::V {
+        unsafe {
+            // In a 32-bit lane with byte b: b | b << 6 | b << 12 | b << 18 has field j at bit 8j.
+            let h = |p: *const u8| {
+                let v = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+                let v = _mm256_or_si256(v, _mm256_slli_epi32::<12>(v));
+                let v = _mm256_or_si256(v, _mm256_slli_epi32::<6>(v));
+                _mm256_and_si256(v, _mm256_set1_epi8(3))
+            };
+            (h(p), h(p.add(8)))
+        }
+    }
+    #[inline(always)]
     unsafe fn zero_v() -> Self::V {
         unsafe { (_mm256_setzero_si256(), _mm256_setzero_si256()) }
     }
@@ -321,6 +346,24 @@ impl Bytes for Avx2 {
     #[inline(always)]
     unsafe fn add_i32(a: Self::V, b: Self::V) -> Self::V {
         both!(_mm256_add_epi32, a, b)
+    }
+    #[inline(always)]
+    unsafe fn shuffle16(a: Self::V, index: Self::V) -> Self::V {
+        both!(_mm256_shuffle_epi8, a, index)
+    }
+    #[inline(always)]
+    unsafe fn digit3(a: Self::V, power: Self::V) -> Self::V {
+        unsafe {
+            // A byte times a power * 256 leaves (byte * power % 256) * 256 in 16 bits; times 3 / 65536 is the digit.
+            let h = |a, power| {
+                let three = _mm256_set1_epi16(3);
+                let even = _mm256_mulhi_epu16(_mm256_mullo_epi16(a, power), three);
+                let odd = _mm256_mullo_epi16(_mm256_srli_epi16::<8>(a), power);
+                let odd = _mm256_slli_epi16::<8>(_mm256_mulhi_epu16(odd, three));
+                _mm256_or_si256(even, odd)
+            };
+            (h(a.0, power.0), h(a.1, power.1))
+        }
     }
     #[inline(always)]
     unsafe fn eq_mask(a: Self::V, b: Self::V) -> u64 {

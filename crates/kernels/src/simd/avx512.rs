@@ -180,6 +180,31 @@ impl Bytes for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn load_quarters(a: *const u8, b: *const u8, c: *const u8, d: *const u8) -> __m512i {
+        unsafe {
+            let lo = _mm512_castsi256_si512(_mm256_loadu2_m128i(b.cast(), a.cast()));
+            _mm512_inserti64x4::<1>(lo, _mm256_loadu2_m128i(d.cast(), c.cast()))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_shr<const A: u32, const B: u32>(p: *const u8) -> __m512i {
+        unsafe {
+            let n = _mm512_castsi256_si512(_mm256_set1_epi16(A as i16));
+            let n = _mm512_inserti64x4::<1>(n, _mm256_set1_epi16(B as i16));
+            _mm512_srlv_epi16(_mm512_broadcast_i64x4(_mm256_loadu_si256(p.cast())), n)
+        }
+    }
+    #[inline(always)]
+    unsafe fn spread2(p: *const u8) -> __m512i {
+        unsafe {
+            // In a 32-bit lane with byte b: b | b << 6 | b << 12 | b << 18 has field j at bit 8j.
+            let v = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+            let v = _mm512_or_si512(v, _mm512_slli_epi32::<12>(v));
+            let v = _mm512_or_si512(v, _mm512_slli_epi32::<6>(v));
+            _mm512_and_si512(v, _mm512_set1_epi8(3))
+        }
+    }
+    #[inline(always)]
     unsafe fn zero_v() -> __m512i {
         unsafe { _mm512_setzero_si512() }
     }
@@ -214,6 +239,21 @@ impl Bytes for Avx512 {
     #[inline(always)]
     unsafe fn add_i32(a: __m512i, b: __m512i) -> __m512i {
         unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn shuffle16(a: __m512i, index: __m512i) -> __m512i {
+        unsafe { _mm512_shuffle_epi8(a, index) }
+    }
+    #[inline(always)]
+    unsafe fn digit3(a: __m512i, power: __m512i) -> __m512i {
+        unsafe {
+            // A byte times a power * 256 leaves (byte * power % 256) * 256 in 16 bits; times 3 / 65536 is the digit.
+            let three = _mm512_set1_epi16(3);
+            let even = _mm512_mulhi_epu16(_mm512_mullo_epi16(a, power), three);
+            let odd = _mm512_mullo_epi16(_mm512_srli_epi16::<8>(a), power);
+            let odd = _mm512_slli_epi16::<8>(_mm512_mulhi_epu16(odd, three));
+            _mm512_or_si512(even, odd)
+        }
     }
     #[inline(always)]
     unsafe fn eq_mask(a: __m512i, b: __m512i) -> u64 {

@@ -96,6 +96,13 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn load_v(p: *const u8) -> Self::V;
     /// Bytes 0..32 from `lo`, 32..64 from `hi`.
     unsafe fn load_halves(lo: *const u8, hi: *const u8) -> Self::V;
+    /// 16 bytes from each pointer.
+    unsafe fn load_quarters(a: *const u8, b: *const u8, c: *const u8, d: *const u8) -> Self::V;
+    /// The 32 bytes at `p` twice: first with every 16-bit lane shifted right by `A`, then by `B`; mask the
+    /// bytes afterwards.
+    unsafe fn load_shr<const A: u32, const B: u32>(p: *const u8) -> Self::V;
+    /// 16 bytes, each to its four 2-bit fields: byte 4i + j is `p[i] >> 2j & 3`.
+    unsafe fn spread2(p: *const u8) -> Self::V;
     unsafe fn zero_v() -> Self::V;
     unsafe fn splat_u8(x: u8) -> Self::V;
     unsafe fn and(a: Self::V, b: Self::V) -> Self::V;
@@ -107,6 +114,11 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn add_u8(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub_u8(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn add_i32(a: Self::V, b: Self::V) -> Self::V;
+    /// Within each 16 bytes: byte i is byte `index[i] < 16` of them.
+    unsafe fn shuffle16(a: Self::V, index: Self::V) -> Self::V;
+    /// A base-3 digit of every byte b: `(b * power % 256) * 3 / 256`. The 16-bit lanes of `power` are the
+    /// power times 256, one for both bytes of a lane.
+    unsafe fn digit3(a: Self::V, power: Self::V) -> Self::V;
     /// Bit i is set where byte i of both is equal.
     unsafe fn eq_mask(a: Self::V, b: Self::V) -> u64;
     /// Byte i is 0xff where bit i is set, else 0.

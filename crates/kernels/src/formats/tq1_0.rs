@@ -1,0 +1,129 @@
+//! TQ1_0: ternary, 1.6875 bits a weight: five base-3 digits a byte. Source of the layout: ggml's `block_tq1_0`.
+//!
+//! ```text
+//! 54 bytes, 256 weights:   qs[48]  at 0     five digits a byte, in planes of 32 and then of 16
+//!                          qh[4]   at 48    four digits a byte, in planes of 4
+//!                          d  f16  at 52
+//! digit(b, n) = (b * 3^n % 256) * 3 / 256                the n-th digit after the point of b / 256
+//! element n*32 + m        =  (digit(qs[m], n) - 1) * d         n < 5, m < 32
+//! element 160 + n*16 + m  =  (digit(qs[32 + m], n) - 1) * d    n < 5, m < 16
+//! element 240 + n*4 + j   =  (digit(qh[j], n) - 1) * d         n < 4, j < 4
+//! ```
+//!
+//! A byte is the number 0.t0 t1 t2 t3 t4 in base 3, times 256 and rounded up, so that multiplying by 3 moves
+//! a digit over the point. In vectors: one arrangement of a block's bytes per 64 elements, one power of three
+//! per 16-bit lane, and [`Bytes::digit3`].
+
+use super::ternary::{Ternary, ternarize, ternary_float};
+use super::{Blocks, f16_at};
+use crate::format::Format;
+use crate::simd::Bytes;
+use half::f16;
+
+pub(super) static FORMAT: Format = Format { ternary: true, ..Format::quantized::<Tq1_0>() };
+
+struct Tq1_0;
+
+/// Where element `e` is: its byte and its digit.
+const fn place(e: usize) -> (usize, usize) {
+    match e {
+        0..160 => (e % 32, e / 32),
+        160..240 => (32 + e % 16, (e - 160) / 16),
+        _ => (48 + e % 4, (e - 240) / 4),
+    }
+}
+
+const POW3: [u8; 5] = [1, 3, 9, 27, 81];
+
+/// The code of element `e`.
+fn code(block: &[u8], e: usize) -> u8 {
+    let (byte, n) = place(e);
+    (u16::from(block[byte].wrapping_mul(POW3[n])) * 3 >> 8) as u8
+}
+
+impl Blocks for Tq1_0 {
+    const NAME: &'static str = "TQ1_0";
+    const BLOCK: usize = 256;
+    const BYTES: usize = 54;
+
+    fn dequantize(blocks: &[u8], _: f32, out: &mut [f32]) {
+        for (block, out) in blocks.chunks_exact(54).zip(out.chunks_exact_mut(256)) {
+            let d = f16_at(block, 52);
+            for (e, y) in out.iter_mut().enumerate() {
+                *y = f32::from(code(block, e) as i8 - 1) * d;
+            }
+        }
+    }
+
+    fn quantize(src: &[f32], dst: &mut [u8]) {
+        for (src, block) in src.chunks_exact(256).zip(dst.chunks_exact_mut(54)) {
+            let mut numbers = [0u32; 52];
+            let d = ternarize(src, |e, c| {
+                let (byte, n) = place(e);
+                numbers[byte] += u32::from(c) * 81 / u32::from(POW3[n]);
+            });
+            for (byte, number) in block.iter_mut().zip(numbers) {
+                *byte = (number * 256).div_ceil(243) as u8;
+            }
+            block[52..].copy_from_slice(&f16::from_f32(d).to_le_bytes());
+        }
+    }
+}
+
+/// 3^n * 256 for every pair of neighbouring elements, in groups of 64.
+static POWERS: [[u16; 32]; 4] = {
+    let mut t = [[0; 32]; 4];
+    let mut e = 0;
+    while e < 256 {
+        t[e / 64][e % 64 / 2] = (POW3[place(e).1] as u16) << 8;
+        e += 2;
+    }
+    t
+};
+
+/// For elements 192..256: within each 16 bytes loaded, all of them in order; in the last 16, which are bytes
+/// 38..54 of the block, the four of `qh` again and again.
+static LAST: [u8; 64] = {
+    let mut t = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        t[i] = if i < 48 { i % 16 } else { 10 + i % 4 } as u8;
+        i += 1;
+    }
+    t
+};
+
+impl Ternary for Tq1_0 {
+    #[inline(always)]
+    fn scale_bits(block: &[u8]) -> u16 {
+        u16::from_le_bytes([block[52], block[53]])
+    }
+    #[inline(always)]
+    fn scale_value(bits: u16) -> f32 {
+        f16::from_bits(bits).to_f32_const()
+    }
+    fn codes(block: &[u8], out: &mut [u8]) {
+        for (e, c) in out.iter_mut().enumerate() {
+            *c = code(block, e);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn codes64<S: Bytes>(block: &[u8], group: usize) -> S::V {
+        // SAFETY: every load ends at byte 54 or before; `S` is enabled by the caller.
+        unsafe {
+            let p = block.as_ptr();
+            let bytes = match group {
+                0 | 1 => S::load_halves(p, p),
+                2 => S::load_quarters(p, p.add(16), p.add(32), p.add(32)),
+                _ => {
+                    let v = S::load_quarters(p.add(32), p.add(32), p.add(32), p.add(38));
+                    S::shuffle16(v, S::load_v(LAST.as_ptr()))
+                }
+            };
+            S::digit3(bytes, S::load_v(POWERS[group].as_ptr().cast()))
+        }
+    }
+}
+
+ternary_float!(Tq1_0);
