@@ -148,3 +148,51 @@ unsafe fn f16_every<S: Bytes>(p: *const u8, stride: usize, n: usize) -> S::F {
     // SAFETY: 16 halves on the stack.
     unsafe { S::load_f16(bits.as_ptr()) }
 }
+
+/// The value farthest from zero, the first of equals.
+pub(super) fn extreme(src: &[f32]) -> f32 {
+    src.iter().fold(0f32, |m, &x| if x.abs() > m.abs() { x } else { m })
+}
+
+/// Smallest and largest value.
+pub(super) fn range(src: &[f32]) -> (f32, f32) {
+    src.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(l, h), &x| (l.min(x), h.max(x)))
+}
+
+/// 1 / d, and 0 for 0.
+pub(super) fn inverse(d: f32) -> f32 {
+    if d == 0.0 { 0.0 } else { 1.0 / d }
+}
+
+/// Codes of five bits: `bits` is a u32 with the fifth bit of every element, then 16 bytes of nibbles.
+#[inline(always)]
+pub(super) fn codes5(bits: &[u8]) -> [i8; 32] {
+    std::array::from_fn(|e| {
+        let low = bits[4 + e % 16] >> (e / 16 * 4) & 15;
+        (low | (bits[e / 8] >> (e % 8) & 1) << 4).cast_signed()
+    })
+}
+
+/// The same for two blocks as one vector.
+///
+/// # Safety
+/// `S` is enabled; 20 bytes are readable at both pointers.
+#[inline(always)]
+pub(super) unsafe fn vector5<S: Bytes>(a: *const u8, b: *const u8) -> S::V {
+    // SAFETY: 4 bytes of fifth bits and 16 of nibbles, by the caller.
+    unsafe {
+        let fifth = |p: *const u8| u64::from(u32::from_le(p.cast::<u32>().read_unaligned()));
+        let high = S::expand_mask(fifth(a) | fifth(b) << 32);
+        S::or(S::load_nibbles2(a.add(4), b.add(4)), S::and(high, S::splat_u8(16)))
+    }
+}
+
+/// Writes the bytes that [`codes5`] reads.
+pub(super) fn store5(src: &[f32], code: impl Fn(f32) -> u8, bits: &mut [u8]) {
+    bits.fill(0);
+    for (e, &x) in src.iter().enumerate() {
+        let code = code(x);
+        bits[4 + e % 16] |= (code & 15) << (e / 16 * 4);
+        bits[e / 8] |= code >> 4 << (e % 8);
+    }
+}

@@ -19,9 +19,18 @@ mod f16;
 mod f32;
 mod float;
 mod i2_s;
+mod k_head;
 mod q1_0;
 mod q2_0;
+mod q4_0;
+mod q4_1;
+mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
 mod q8_0;
+mod superblocks;
 mod ternary;
 mod tq1_0;
 mod tq2_0;
@@ -30,7 +39,14 @@ mod tq2_0;
 pub static FORMATS: &[&Format] = &[
     &f32::FORMAT,
     &f16::FORMAT,
+    &q4_0::FORMAT,
+    &q4_1::FORMAT,
+    &q5_0::FORMAT,
+    &q5_1::FORMAT,
     &q8_0::FORMAT,
+    &q4_k::FORMAT,
+    &q5_k::FORMAT,
+    &q6_k::FORMAT,
     &bf16::FORMAT,
     &tq1_0::FORMAT,
     &tq2_0::FORMAT,

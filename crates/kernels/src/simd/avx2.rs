@@ -2,7 +2,7 @@
 
 // Every body below is one or a few intrinsics. The trait's contract (the instruction set is enabled, the
 // pointers are valid for the lanes named) is exactly what they need, so each `unsafe` block rests on it.
-#![allow(clippy::undocumented_unsafe_blocks)]
+#![allow(clippy::undocumented_unsafe_blocks, clippy::wildcard_imports)]
 
 use super::{Bytes, Lanes};
 use std::arch::x86_64::*;
@@ -131,6 +131,10 @@ impl Lanes for Avx2 {
             let v = _mm256_cvtph_ps(_mm_set1_epi16(p.read_unaligned().cast_signed()));
             (v, v)
         }
+    }
+    #[inline(always)]
+    unsafe fn f16_to_f32(bits: u16) -> f32 {
+        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> Self::F {
@@ -306,6 +310,32 @@ impl Bytes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_twice_shr<const N: u32>(p: *const u8) -> Self::V {
+        unsafe {
+            let v = _mm256_loadu_si256(p.cast());
+            (v, _mm256_srl_epi16(v, _mm_cvtsi32_si128(N as i32)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_nibbles2(a: *const u8, b: *const u8) -> Self::V {
+        unsafe {
+            let h = |p: *const u8| {
+                let v = _mm_loadu_si128(p.cast());
+                _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(v), v), _mm256_set1_epi8(15))
+            };
+            (h(a), h(b))
+        }
+    }
+    #[inline(always)]
+    unsafe fn repeat_i16(p: *const i16) -> Self::V {
+        unsafe {
+            let four = _mm256_set1_epi64x(p.cast::<i64>().read_unaligned());
+            let first = _mm256_setr_m128i(_mm_set1_epi16(0x0100), _mm_set1_epi16(0x0302));
+            let second = _mm256_setr_m128i(_mm_set1_epi16(0x0504), _mm_set1_epi16(0x0706));
+            (_mm256_shuffle_epi8(four, first), _mm256_shuffle_epi8(four, second))
+        }
+    }
+    #[inline(always)]
     unsafe fn zero_v() -> Self::V {
         unsafe { (_mm256_setzero_si256(), _mm256_setzero_si256()) }
     }
@@ -407,6 +437,13 @@ impl Bytes for Avx2 {
         unsafe {
             let h = |acc, u, s, k| _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), k));
             (h(acc.0, u.0, s.0, k.0), h(acc.1, u.1, s.1, k.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_i16(a: *const i16, b: *const i16) -> Self::V {
+        unsafe {
+            let lo = _mm256_madd_epi16(_mm256_loadu_si256(a.cast()), _mm256_loadu_si256(b.cast()));
+            (lo, _mm256_setzero_si256())
         }
     }
     #[inline(always)]

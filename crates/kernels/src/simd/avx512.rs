@@ -2,7 +2,7 @@
 
 // Every body below is one or a few intrinsics. The trait's contract (the instruction set is enabled, the
 // pointers are valid for the lanes named) is exactly what they need, so each `unsafe` block rests on it.
-#![allow(clippy::undocumented_unsafe_blocks)]
+#![allow(clippy::undocumented_unsafe_blocks, clippy::wildcard_imports)]
 
 use super::{Bytes, Lanes};
 use std::arch::x86_64::*;
@@ -59,6 +59,10 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn splat_f16(p: *const u16) -> __m512 {
         unsafe { _mm512_cvtph_ps(_mm256_set1_epi16(p.read_unaligned().cast_signed())) }
+    }
+    #[inline(always)]
+    unsafe fn f16_to_f32(bits: u16) -> f32 {
+        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits)))) }
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> __m512 {
@@ -205,6 +209,38 @@ impl Bytes for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn load_twice_shr<const N: u32>(p: *const u8) -> __m512i {
+        unsafe {
+            let v = _mm512_broadcast_i64x4(_mm256_loadu_si256(p.cast()));
+            _mm512_mask_srli_epi16::<N>(v, 0xffff_0000, v)
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_nibbles2(a: *const u8, b: *const u8) -> __m512i {
+        unsafe {
+            let v = _mm512_broadcast_i32x4(_mm_loadu_si128(a.cast()));
+            let v = _mm512_mask_broadcast_i32x4(v, 0xff00, _mm_loadu_si128(b.cast()));
+            let v = _mm512_mask_srli_epi16::<4>(v, 0xff00_ff00, v);
+            _mm512_and_si512(v, _mm512_set1_epi8(15))
+        }
+    }
+    #[inline(always)]
+    unsafe fn repeat_i16(p: *const i16) -> __m512i {
+        unsafe {
+            let which = _mm512_set_epi64(
+                0x0706_0706_0706_0706,
+                0x0706_0706_0706_0706,
+                0x0504_0504_0504_0504,
+                0x0504_0504_0504_0504,
+                0x0302_0302_0302_0302,
+                0x0302_0302_0302_0302,
+                0x0100_0100_0100_0100,
+                0x0100_0100_0100_0100,
+            );
+            _mm512_shuffle_epi8(_mm512_set1_epi64(p.cast::<i64>().read_unaligned()), which)
+        }
+    }
+    #[inline(always)]
     unsafe fn zero_v() -> __m512i {
         unsafe { _mm512_setzero_si512() }
     }
@@ -278,6 +314,13 @@ impl Bytes for Avx512 {
     #[inline(always)]
     unsafe fn dot_u8_scaled(acc: __m512i, u: __m512i, s: __m512i, k: __m512i) -> __m512i {
         unsafe { _mm512_dpwssd_epi32(acc, _mm512_maddubs_epi16(u, s), k) }
+    }
+    #[inline(always)]
+    unsafe fn dot_i16(a: *const i16, b: *const i16) -> __m512i {
+        unsafe {
+            let lo = _mm256_madd_epi16(_mm256_loadu_si256(a.cast()), _mm256_loadu_si256(b.cast()));
+            _mm512_zextsi256_si512(lo)
+        }
     }
     #[inline(always)]
     unsafe fn i32_at_0_8(a: i32, b: i32) -> __m512i {

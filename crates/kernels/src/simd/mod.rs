@@ -49,6 +49,8 @@ pub(crate) trait Lanes: Copy + 'static {
     unsafe fn load_f16_n(p: *const u16, n: usize) -> Self::F;
     /// One half-precision value in every lane (exact).
     unsafe fn splat_f16(p: *const u16) -> Self::F;
+    /// The half-precision value of these bits as f32 (exact).
+    unsafe fn f16_to_f32(bits: u16) -> f32;
     /// 16 bfloat16 values as f32 (exact).
     unsafe fn load_bf16(p: *const u16) -> Self::F;
     /// The first `n <= 16` bfloat16 values, zeros after.
@@ -103,6 +105,12 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn load_shr<const A: u32, const B: u32>(p: *const u8) -> Self::V;
     /// 16 bytes, each to its four 2-bit fields: byte 4i + j is `p[i] >> 2j & 3`.
     unsafe fn spread2(p: *const u8) -> Self::V;
+    /// The same 32 bytes in both halves, the second shifted right by `N` as 16-bit lanes; mask the bytes afterwards.
+    unsafe fn load_twice_shr<const N: u32>(p: *const u8) -> Self::V;
+    /// Low nibbles of 16 bytes at `a`, their high nibbles, then the same of `b`.
+    unsafe fn load_nibbles2(a: *const u8, b: *const u8) -> Self::V;
+    /// Four 16-bit values, each in eight neighbouring 16-bit lanes.
+    unsafe fn repeat_i16(p: *const i16) -> Self::V;
     unsafe fn zero_v() -> Self::V;
     unsafe fn splat_u8(x: u8) -> Self::V;
     unsafe fn and(a: Self::V, b: Self::V) -> Self::V;
@@ -131,6 +139,8 @@ pub(crate) trait Bytes: Lanes {
     /// i32 lane l + (u[4l]s[4l] + u[4l+1]s[4l+1]) * k[2l] + (u[4l+2]s[4l+2] + u[4l+3]s[4l+3]) * k[2l+1],
     /// k signed 16-bit lanes. Exact for u <= 128.
     unsafe fn dot_u8_scaled(acc: Self::V, u: Self::V, s: Self::V, k: Self::V) -> Self::V;
+    /// i32 lane l < 8 is a[2l] * b[2l] + a[2l + 1] * b[2l + 1] of 16 values each; the others are zero.
+    unsafe fn dot_i16(a: *const i16, b: *const i16) -> Self::V;
     /// i32 lane 0 is `a`, lane 8 is `b`, the others zero.
     unsafe fn i32_at_0_8(a: i32, b: i32) -> Self::V;
     /// 32 signed bytes to 32 i16 lanes.

@@ -61,6 +61,9 @@ impl Lanes for Scalar {
         // SAFETY: the half is readable, by the caller; possibly unaligned.
         [f16::from_bits(unsafe { p.read_unaligned() }).to_f32_const(); 16]
     }
+    unsafe fn f16_to_f32(bits: u16) -> f32 {
+        f16::from_bits(bits).to_f32_const()
+    }
     unsafe fn load_bf16(p: *const u16) -> Self::F {
         // SAFETY: 16 values are readable, by the caller.
         unsafe { Self::load_bf16_n(p, 16) }

@@ -1,0 +1,166 @@
+//! Super-blocks of 256 weights whose sub-blocks of 16 or 32 have small integer scales: the frame of Q4_K, Q5_K
+//! and Q6_K. With the sub-block's `scale` and `min`, a weight is
+//!
+//! ```text
+//! (d * scale) * code - dmin * min          Q4_K, Q5_K: codes from 0 to 15 or 31, sub-blocks of 32
+//! (d * scale) * (code - OFFSET)            Q6_K: codes from 0 to 63, OFFSET 32, sub-blocks of 16
+//! ```
+//!
+//! **Order of the int8 product.** Element e belongs to lane (e % 64) / 4. Inside a super-block everything is an
+//! exact integer; sums of 16 values of q that are ready-made in the activations carry minima and offsets.
+//!
+//! ```text
+//! for each super-block, s the activation scale of its 256 values:
+//!     lane l = sum of scale * code * q over its elements
+//!     min  l = for l < 8: sum over sub-blocks 2l and 2l+1 (of 16) of min * (sum of their q), else 0
+//!     with an offset: acc[l] = fma(lane[l] - OFFSET * (the same sum with scale for min), d * s, acc[l])
+//!     with minima:    acc[l] = fma(lane[l], d * s, acc[l]), then acc[l] = fma(min[l], -(dmin * s), acc[l])
+//! result = fold(acc)
+//! ```
+//!
+//! Nothing overflows, whatever the bytes are: two products are at most 2 * 63 * 127 = 16,002 (16 bits); a lane
+//! has 16 elements, so at most 16 * 63 * 127 * 128 = 16,386,048; sums of 16 are at most 2,032, times 32 * 128
+//! and two of them 16,646,144 (32 bits).
+
+use super::{Blocks, Column, Int8Row, f16_at, float::ViaDequantize, fold};
+use crate::acts::Grain;
+use crate::simd::Bytes;
+use std::marker::PhantomData;
+
+/// The scales of a super-block.
+#[derive(Clone, Copy)]
+pub(crate) struct Head {
+    /// Byte offset of `d`, an f16.
+    pub d_at: usize,
+    /// Byte offset of `dmin`, an f16; not read where the format has an offset.
+    pub dmin_at: usize,
+    /// Scale of every 16 weights, -128..=127.
+    pub scales: [i16; 16],
+    /// Minimum of every 16 weights, 0..=63.
+    pub mins: [i16; 16],
+}
+
+/// What a format of super-blocks provides.
+pub(crate) trait SuperBlock: 'static {
+    /// GGUF's name.
+    const NAME: &'static str;
+    /// Bytes of a super-block.
+    const BYTES: usize;
+    /// The code that means zero; 0 where there are minima instead.
+    const OFFSET: i16;
+    /// The scales.
+    fn head(block: &[u8]) -> Head;
+    /// The codes, at most 63, in element order.
+    fn codes(block: &[u8]) -> [u8; 256];
+    /// The same as four vectors.
+    ///
+    /// # Safety
+    /// `S` is enabled; a whole super-block is readable at `block`.
+    unsafe fn vectors<S: Bytes>(block: *const u8) -> [S::V; 4];
+    /// 256 weights to a super-block.
+    fn quantize(src: &[f32], block: &mut [u8]);
+}
+
+/// The format of super-blocks `T`.
+pub(crate) struct In256<T>(PhantomData<T>);
+
+impl<T: SuperBlock> Blocks for In256<T> {
+    const NAME: &'static str = T::NAME;
+    const BLOCK: usize = 256;
+    const BYTES: usize = T::BYTES;
+
+    #[inline]
+    fn dequantize(blocks: &[u8], _: f32, out: &mut [f32]) {
+        for (block, out) in blocks.chunks_exact(T::BYTES).zip(out.chunks_exact_mut(256)) {
+            let head = T::head(block);
+            let (d, dmin) = (f16_at(block, head.d_at), f16_at(block, head.dmin_at));
+            let codes = T::codes(block);
+            for (j, (out, codes)) in out.chunks_exact_mut(16).zip(codes.chunks_exact(16)).enumerate() {
+                let (scale, min) = (d * f32::from(head.scales[j]), dmin * f32::from(head.mins[j]));
+                for (y, &code) in out.iter_mut().zip(codes) {
+                    *y = scale * f32::from(i16::from(code) - T::OFFSET);
+                    if T::OFFSET == 0 {
+                        *y -= min;
+                    }
+                }
+            }
+        }
+    }
+    fn quantize(src: &[f32], dst: &mut [u8]) {
+        for (src, block) in src.chunks_exact(256).zip(dst.chunks_exact_mut(T::BYTES)) {
+            T::quantize(src, block);
+        }
+    }
+}
+
+impl<T: SuperBlock> ViaDequantize for In256<T> {}
+
+impl<T: SuperBlock> Int8Row for In256<T> {
+    const GRAIN: Grain = Grain::B256;
+
+    fn scalar(row: &[u8], _: f32, x: Column<'_>) -> f32 {
+        let mut acc = [0f32; 16];
+        for (b, block) in row.chunks_exact(T::BYTES).enumerate() {
+            let (head, codes) = (T::head(block), T::codes(block));
+            let (q, sums, s) = (&x.q[b * 256..], &x.sums16[b * 16..], x.scales[b]);
+            let d = f16_at(block, head.d_at) * s;
+            let mut lanes = [0i32; 16];
+            for e in 0..256 {
+                let weight = i32::from(head.scales[e / 16]) * i32::from(codes[e]);
+                lanes[e % 64 / 4] += weight * i32::from(q[e]);
+            }
+            let pairs = |of: [i16; 16]| {
+                let product = move |j: usize| i32::from(of[j]) * i32::from(sums[j]);
+                std::array::from_fn(|l| if l < 8 { product(2 * l) + product(2 * l + 1) } else { 0 })
+            };
+            if T::OFFSET > 0 {
+                let offset: [i32; 16] = pairs(head.scales);
+                for l in 0..16 {
+                    let lane = lanes[l] - i32::from(T::OFFSET) * offset[l];
+                    acc[l] = (lane as f32).mul_add(d, acc[l]);
+                }
+            } else {
+                let min: [i32; 16] = pairs(head.mins);
+                let dmin = -(f16_at(block, head.dmin_at) * s);
+                for l in 0..16 {
+                    acc[l] = (min[l] as f32).mul_add(dmin, (lanes[l] as f32).mul_add(d, acc[l]));
+                }
+            }
+        }
+        fold(acc)
+    }
+
+    #[inline(always)]
+    unsafe fn simd<S: Bytes, const N: usize>(row: &[u8], _: f32, x: &[Column<'_>; N]) -> [f32; N] {
+        // SAFETY: `S` is enabled by the caller; super-block b is inside the row, and its 256 q, 16 sums and one
+        // scale are inside each column.
+        unsafe {
+            let mut acc = [S::zero(); N];
+            for (b, block) in row.chunks_exact(T::BYTES).enumerate() {
+                let head = T::head(block);
+                let d = S::f16_to_f32(u16::from_le_bytes([block[head.d_at], block[head.d_at + 1]]));
+                let dmin = S::f16_to_f32(u16::from_le_bytes([block[head.dmin_at], block[head.dmin_at + 1]]));
+                let mins = if T::OFFSET > 0 { head.scales.map(|s| -T::OFFSET * s) } else { head.mins };
+                let codes = T::vectors::<S>(block.as_ptr());
+                let mut scales = [S::zero_v(); 4];
+                for v in 0..4 {
+                    scales[v] = S::repeat_i16(head.scales.as_ptr().add(v * 4));
+                }
+                for c in 0..N {
+                    let q = x[c].q.as_ptr().add(b * 256).cast::<u8>();
+                    let s = *x[c].scales.as_ptr().add(b);
+                    let min = S::dot_i16(mins.as_ptr(), x[c].sums16.as_ptr().add(b * 16));
+                    let mut lanes = if T::OFFSET > 0 { min } else { S::zero_v() };
+                    for v in 0..4 {
+                        lanes = S::dot_u8_scaled(lanes, codes[v], S::load_v(q.add(v * 64)), scales[v]);
+                    }
+                    acc[c] = S::fma(S::to_f32(lanes), S::splat(d * s), acc[c]);
+                    if T::OFFSET == 0 {
+                        acc[c] = S::fma(S::to_f32(min), S::splat(-(dmin * s)), acc[c]);
+                    }
+                }
+            }
+            std::array::from_fn(|c| S::reduce_add(acc[c]))
+        }
+    }
+}
