@@ -5,12 +5,14 @@
 //!
 //! It is also how a number with two meanings is read (39: MXFP4 or TL2; 42: groups of 64 or of 128). A file has one
 //! writer, so a number has one meaning per file: the first in the table (upstream's) with which every tensor of that
-//! number fills its room exactly. Only the last tensor of a file may have more room, as bytes may follow it; if no
-//! meaning fills that room exactly either, one that leaves some over is taken.
+//! number fills its room exactly. The last tensor of a file only has to fit, as bytes may follow it. Upstream's meaning
+//! is always the larger one, so it is not chosen for a last tensor that ends with the file in the other meaning.
 //! Tensors so small that padding hides the difference follow the others, or upstream if there are no others.
 //! A file that mixes two meanings is refused like any other whose sizes do not add up.
 
 use crate::{Error, TensorInfo, TensorType};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
 
 /// A tensor as the directory states it.
 pub(crate) struct Entry {
@@ -37,17 +39,13 @@ pub(crate) fn place(
         data_bytes: file_bytes.saturating_sub(data_offset),
     };
 
-    let mut meanings: Vec<(u32, TensorType)> = Vec::new();
+    let mut meanings = HashMap::new();
     let mut sizes = Vec::with_capacity(entries.len());
     for entry in &entries {
-        let known = meanings.iter().find(|(id, _)| *id == entry.id).map(|(_, ty)| *ty);
-        let ty = match known {
-            Some(ty) => ty,
-            None => plan.meaning(entry)?,
+        let ty = match meanings.entry(entry.id) {
+            Occupied(meaning) => *meaning.get(),
+            Vacant(unknown) => *unknown.insert(plan.meaning(entry)?),
         };
-        if known.is_none() {
-            meanings.push((entry.id, ty));
-        }
         sizes.push((ty, ty.checked_bytes(&entry.name, &entry.dims)?));
     }
 
@@ -102,14 +100,6 @@ pub(crate) fn place(
     Ok(infos.collect())
 }
 
-/// How well the last tensor of a file must fit.
-#[derive(Clone, Copy)]
-enum Last {
-    Exact,
-    Fits,
-    Any,
-}
-
 struct Plan<'a> {
     entries: &'a [Entry],
     by_offset: &'a [usize],
@@ -124,14 +114,14 @@ impl Plan<'_> {
         let unknown = || Error::UnknownTensorType { name: entry.name.clone(), id: entry.id };
         let first = types.next().ok_or_else(unknown)?;
         let Some(second) = types.next() else { return Ok(first) };
-        // The last rule is for truncated files: they should be reported as such, with the right sizes.
-        let choices =
-            [Last::Exact, Last::Fits, Last::Any].into_iter().flat_map(|last| [(first, last), (second, last)]);
-        Ok(choices.into_iter().find(|&(ty, last)| self.all_fit(ty, last)).map_or(first, |(ty, _)| ty))
+        // The second round is for truncated files: they should be reported as such, with the right sizes.
+        let choices = [(first, true), (second, true), (first, false), (second, false)];
+        let fits = choices.into_iter().find(|&(ty, check_last)| self.all_fit(ty, check_last));
+        Ok(fits.map_or(first, |(ty, _)| ty))
     }
 
-    /// Whether every tensor with the number of `ty` fills its room, and the last of the file does as `last` says.
-    fn all_fit(&self, ty: TensorType, last: Last) -> bool {
+    /// Whether every tensor with the number of `ty` fills its room exactly, and the last of the file fits.
+    fn all_fit(&self, ty: TensorType, check_last: bool) -> bool {
         self.by_offset.iter().enumerate().all(|(k, &i)| {
             let entry = &self.entries[i];
             if entry.id != ty.id() {
@@ -139,12 +129,11 @@ impl Plan<'_> {
             }
             let Some(bytes) = ty.bytes(&entry.dims) else { return false };
             let Some(end) = entry.offset.checked_add(bytes) else { return false };
-            let padded = end.checked_next_multiple_of(self.alignment);
-            match (self.by_offset.get(k + 1), last) {
-                (Some(&next), _) => padded == Some(self.entries[next].offset),
-                (None, Last::Exact) => end == self.data_bytes || padded == Some(self.data_bytes),
-                (None, Last::Fits) => end <= self.data_bytes,
-                (None, Last::Any) => true,
+            match self.by_offset.get(k + 1) {
+                Some(&next) => {
+                    end.checked_next_multiple_of(self.alignment) == Some(self.entries[next].offset)
+                }
+                None => !check_last || end <= self.data_bytes,
             }
         })
     }

@@ -5,9 +5,10 @@
 
 use crate::{Array, Error, StringArray, Value};
 use std::collections::HashMap;
+use std::fmt;
 
 /// Keys and values in the order of the file. Keys are unique.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Metadata {
     entries: Vec<(String, Value)>,
     index: HashMap<String, usize>,
@@ -17,6 +18,12 @@ pub struct Metadata {
 impl PartialEq for Metadata {
     fn eq(&self, other: &Self) -> bool {
         self.entries == other.entries
+    }
+}
+
+impl fmt::Debug for Metadata {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_map().entries(self.iter()).finish()
     }
 }
 

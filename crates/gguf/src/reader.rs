@@ -276,7 +276,8 @@ impl<'a> Cursor<'a> {
         let name = self.name()?;
         self.place = Place::Tensor(name);
         let n_dims = self.u32()?;
-        if n_dims == 0 || n_dims as usize > MAX_DIMS {
+        // None at all is refused with the other impossible shapes.
+        if n_dims as usize > MAX_DIMS {
             return Err(Error::BadDimensionCount { name: name.to_owned(), found: n_dims.into() });
         }
         let dims = (0..n_dims).map(|_| self.u64()).collect::<Result<_, _>>()?;

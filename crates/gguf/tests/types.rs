@@ -72,3 +72,17 @@ fn impossible_shapes_have_no_size() {
     assert_eq!(T::F64.bytes(&[1 << 60]), None, "2^63 bytes");
     assert_eq!(T::F32.bytes(&[1 << 60]), Some(1 << 62));
 }
+
+#[test]
+fn of_two_meanings_upstreams_is_larger() {
+    for (first, second) in [(T::MXFP4, T::TL2), (T::Q2_0, T::Q2_0_G128)] {
+        for row in [256, 384, 2560, 1 << 20] {
+            for rows in [1, 2, 3, 1000] {
+                assert!(
+                    first.bytes(&[row, rows]) > second.bytes(&[row, rows]),
+                    "{first} {second} {row} {rows}"
+                );
+            }
+        }
+    }
+}
