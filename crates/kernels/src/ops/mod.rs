@@ -9,7 +9,18 @@ use crate::simd::{Lanes, scalar::Scalar};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2::Avx2, avx512::Avx512};
 
+mod elementwise;
+mod lanes;
+mod norm;
 mod quantize;
+mod reduce;
+mod rope;
+mod softmax;
+#[cfg(test)]
+mod testing;
+
+pub use elementwise::Activation;
+pub use rope::Pairing;
 
 /// The operations, bound to an instruction set that is present.
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +48,7 @@ impl Ops {
 
     /// Runs `body` compiled for the bound instruction set.
     #[inline]
-    fn run<B: Body>(&self, body: B) -> B::Output {
+    fn run<B: Body>(self, body: B) -> B::Output {
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]
         fn avx2<B: Body>(body: B) -> B::Output {
