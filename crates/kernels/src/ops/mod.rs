@@ -9,7 +9,9 @@ use crate::simd::{Lanes, scalar::Scalar};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2::Avx2, avx512::Avx512};
 
+mod attention;
 mod elementwise;
+mod kv;
 mod lanes;
 mod norm;
 mod quantize;
@@ -19,7 +21,9 @@ mod softmax;
 #[cfg(test)]
 mod testing;
 
+pub use attention::KvRows;
 pub use elementwise::Activation;
+pub use kv::KvType;
 pub use rope::Pairing;
 
 /// The operations, bound to an instruction set that is present.
