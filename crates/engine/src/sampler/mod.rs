@@ -1,0 +1,182 @@
+//! From logits to a token.
+//!
+//! [`Sampler::sample`] applies, in this order: logit bias, penalties, top-k, typical-p, top-p, min-p, temperature, and
+//! then draws. That is the default order of llama.cpp, where every filter sees the probabilities before the
+//! temperature. With temperature 0 the largest logit wins and no filter matters.
+//!
+//! The same seed and logits give the same tokens on every machine: the generator is [`Rng`], candidates are always
+//! weighed in the order of their ids, and ties go to the lower id.
+//!
+//! Also here: [`log_probs`] for reports, and [`StopMatcher`] for stop strings. Not here: grammars, and what to do with
+//! the token.
+
+mod candidates;
+mod logprobs;
+mod params;
+mod penalties;
+mod rng;
+mod stop;
+
+pub use logprobs::{LogProbs, log_probs};
+pub use params::SamplingParams;
+pub use rng::Rng;
+pub use stop::{StopMatcher, StopStep};
+
+use candidates::Candidates;
+use penalties::Window;
+
+/// Why no token can be chosen.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SamplingError {
+    /// A parameter outside its range.
+    #[error("{name} is {value}; it must be {wanted}")]
+    Parameter {
+        /// Which.
+        name: &'static str,
+        /// Its value.
+        value: f64,
+        /// The range.
+        wanted: &'static str,
+    },
+    /// A bias for a token the model does not have.
+    #[error("logit_bias names token {id}, but the vocabulary has {vocab_size} tokens")]
+    BiasToken {
+        /// The token.
+        id: u32,
+        /// Number of tokens.
+        vocab_size: usize,
+    },
+    /// Logits of another model.
+    #[error("{found} logits for a vocabulary of {wanted}")]
+    LogitCount {
+        /// Their number.
+        found: usize,
+        /// The number expected.
+        wanted: usize,
+    },
+    /// A logit that is NaN or positive infinity: the model computed nonsense.
+    #[error("the logit of token {id} is {value}")]
+    BadLogit {
+        /// The token.
+        id: u32,
+        /// Its logit.
+        value: f32,
+    },
+    /// All logits are negative infinity.
+    #[error("every token is forbidden: all logits are negative infinity")]
+    NothingLeft,
+    /// A stop string that is empty or too long, or too many of them.
+    #[error("stop strings: {found}; there may be {most_strings} of 1 to {most_bytes} bytes")]
+    StopStrings {
+        /// What is wrong.
+        found: String,
+        /// Limit of their number.
+        most_strings: usize,
+        /// Limit of their length.
+        most_bytes: usize,
+    },
+}
+
+/// Chooses tokens for one sequence. After [`new`](Self::new) nothing is allocated.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    params: SamplingParams,
+    seed: u64,
+    rng: Rng,
+    vocab_size: usize,
+    window: Window,
+    /// Bias by token, sorted by id, each id once.
+    bias: Vec<(u32, f32)>,
+    /// Logits that bias or penalties change, sorted by id. Work space.
+    changed: Vec<(u32, f32)>,
+    candidates: Candidates,
+}
+
+impl Sampler {
+    /// A sampler for logits of `vocab_size` tokens and sequences of up to `context` tokens.
+    ///
+    /// # Errors
+    /// A parameter outside its range, or a bias for a token outside the vocabulary.
+    pub fn new(params: SamplingParams, vocab_size: usize, context: usize) -> Result<Self, SamplingError> {
+        params.validate()?;
+        let mut bias = params.logit_bias.clone();
+        if let Some(&(id, _)) = bias.iter().find(|(id, _)| *id as usize >= vocab_size) {
+            return Err(SamplingError::BiasToken { id, vocab_size });
+        }
+        // The last bias given for a token counts.
+        bias.reverse();
+        bias.sort_by_key(|(id, _)| *id);
+        bias.dedup_by_key(|(id, _)| *id);
+        let seed = params.seed.unwrap_or_else(rng::fresh_seed);
+        let window = Window::new(params.penalty_window(context), vocab_size);
+        Ok(Self {
+            rng: Rng::new(seed),
+            seed,
+            vocab_size,
+            changed: Vec::with_capacity(bias.len() + window.most_ids()),
+            bias,
+            window,
+            candidates: Candidates::new(if params.temperature == 0.0 { 0 } else { vocab_size }),
+            params,
+        })
+    }
+
+    /// The seed in use: the one asked for, or the one drawn instead.
+    pub fn seed(&self) -> u64 {
+        self.seed
+    }
+
+    /// The parameters in use.
+    pub fn params(&self) -> &SamplingParams {
+        &self.params
+    }
+
+    /// Notes that `token` is now part of the sequence, for the penalties. Prompt tokens count as well.
+    pub fn accept(&mut self, token: u32) {
+        self.window.push(token);
+    }
+
+    /// Chooses the next token; it is not [accepted](Self::accept) yet.
+    ///
+    /// A logit of negative infinity forbids its token. `logits`: one for each token of the vocabulary.
+    ///
+    /// # Errors
+    /// NaN, positive infinity, a wrong number of logits, or no token that is not forbidden.
+    pub fn sample(&mut self, logits: &[f32]) -> Result<u32, SamplingError> {
+        if logits.len() != self.vocab_size {
+            return Err(SamplingError::LogitCount { found: logits.len(), wanted: self.vocab_size });
+        }
+        self.collect_changed(logits);
+        let logits = candidates::Logits { raw: logits, changed: &self.changed };
+        let (best, max) = logits.max()?;
+        if self.params.temperature == 0.0 {
+            return Ok(best);
+        }
+        self.candidates.filter(logits, max, &self.params);
+        Ok(self.candidates.draw(self.params.temperature, &mut self.rng))
+    }
+
+    /// Works out the logits that differ from the model's.
+    fn collect_changed(&mut self, logits: &[f32]) {
+        self.changed.clear();
+        let (mut bias, mut counts) = (self.bias.iter().peekable(), self.window.counts().iter().peekable());
+        loop {
+            let next = match (bias.peek(), counts.peek()) {
+                (Some(b), Some(c)) => b.0.min(c.0),
+                (Some(b), None) => b.0,
+                (None, Some(c)) => c.0,
+                (None, None) => break,
+            };
+            let add = bias.next_if(|b| b.0 == next).map_or(0.0, |b| b.1);
+            let count = counts.next_if(|c| c.0 == next).map_or(0, |c| c.1);
+            let Some(&raw) = logits.get(next as usize) else { continue };
+            // Infinities of the model stay what they are, so that they are noticed or forbid.
+            let logit = if raw.is_finite() { self.params.penalize(raw + add, count) } else { raw };
+            self.changed.push((next, logit));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
