@@ -65,7 +65,26 @@ impl<T: Block32> Blocks for In32<T> {
     }
 }
 
-impl<T: Block32> ViaDequantize for In32<T> {}
+impl<T: Block32> ViaDequantize for In32<T> {
+    #[inline(always)]
+    unsafe fn decode<S: Bytes>(blocks: &[u8], _: f32, out: &mut [f32]) {
+        let mut codes = [0u8; 64];
+        for (pair, out) in blocks.chunks(2 * T::BYTES).zip(out.chunks_mut(64)) {
+            let (a, b) = (pair.as_ptr(), pair[pair.len() - T::BYTES..].as_ptr());
+            // SAFETY: `S` is enabled by the caller; `a` and `b` begin whole blocks, the same one where a row ends
+            // with an odd block; every load and store is of a slice of 16.
+            unsafe {
+                S::store_v(codes.as_mut_ptr(), T::codes2::<S>(a, b));
+                for (i, out) in out.chunks_exact_mut(16).enumerate() {
+                    let block = &pair[i / 2 * T::BYTES..];
+                    let f16 = |at: usize| S::f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]));
+                    let y = S::mul(S::load_i8(codes[i * 16..].as_ptr().cast()), S::splat(f16(0)));
+                    S::store(out.as_mut_ptr(), if T::MIN { S::add(y, S::splat(f16(2))) } else { y });
+                }
+            }
+        }
+    }
+}
 
 impl<T: Block32> Int8Row for In32<T> {
     const GRAIN: Grain = Grain::B32;
@@ -142,7 +161,7 @@ impl<T: Block32> Int8Row for In32<T> {
 unsafe fn f16_every<S: Bytes>(p: *const u8, stride: usize, n: usize) -> S::F {
     let mut bits = [0u16; 16];
     for (b, bits) in bits.iter_mut().enumerate().take(n) {
-        // SAFETY: readable, by the caller; x86 and ARM are little-endian, as the file is.
+        // SAFETY: readable, by the caller; files are little-endian.
         *bits = u16::from_le(unsafe { p.add(b * stride).cast::<u16>().read_unaligned() });
     }
     // SAFETY: 16 halves on the stack.

@@ -5,7 +5,16 @@ use super::{Blocks, FloatRow, fold};
 use crate::simd::Bytes;
 
 /// Formats whose float kernel is "dequantize, then multiply". Their block divides 256 and is a multiple of 16.
-pub(crate) trait ViaDequantize: Blocks {}
+pub(crate) trait ViaDequantize: Blocks {
+    /// [`Blocks::dequantize`] to the same bits, in vectors where a format provides them; 256 weights at most.
+    ///
+    /// # Safety
+    /// `S` is enabled; `blocks` is whole blocks and `out` as long as their weights.
+    #[inline(always)]
+    unsafe fn decode<S: Bytes>(blocks: &[u8], scale: f32, out: &mut [f32]) {
+        Self::dequantize(blocks, scale, out);
+    }
+}
 
 const CHUNK: usize = 256;
 
@@ -18,7 +27,7 @@ impl<T: ViaDequantize> FloatRow for T {
             let mut acc = [S::zero(); N];
             for (k, blocks) in row.chunks(CHUNK / T::BLOCK * T::BYTES).enumerate() {
                 let w = &mut w[..blocks.len() / T::BYTES * T::BLOCK];
-                T::dequantize(blocks, scale, w);
+                T::decode::<S>(blocks, scale, w);
                 for c in 0..N {
                     let x = &x[c][k * CHUNK..][..w.len()];
                     for (w, x) in w.chunks_exact(16).zip(x.chunks_exact(16)) {

@@ -93,7 +93,40 @@ impl<T: SuperBlock> Blocks for In256<T> {
     }
 }
 
-impl<T: SuperBlock> ViaDequantize for In256<T> {}
+impl<T: SuperBlock> ViaDequantize for In256<T> {
+    #[inline(always)]
+    unsafe fn decode<S: Bytes>(blocks: &[u8], _: f32, out: &mut [f32]) {
+        let mut codes = [0u8; 256];
+        for (block, out) in blocks.chunks_exact(T::BYTES).zip(out.chunks_exact_mut(256)) {
+            let head = T::head(block);
+            // SAFETY: `S` is enabled by the caller; `block` is a whole super-block; every load and store is of a
+            // slice of 16 or 64.
+            unsafe {
+                let (d, dmin) = (f16::<S>(block, head.d_at), f16::<S>(block, head.dmin_at));
+                let vectors = T::vectors::<S>(block.as_ptr());
+                for v in 0..4 {
+                    let signed = S::sub_u8(vectors[v], S::splat_u8(T::OFFSET as u8));
+                    S::store_v(codes[v * 64..v * 64 + 64].as_mut_ptr(), signed);
+                }
+                for (j, out) in out.chunks_exact_mut(16).enumerate() {
+                    let (scale, min) = (d * f32::from(head.scales[j]), dmin * f32::from(head.mins[j]));
+                    let y = S::mul(S::splat(scale), S::load_i8(codes[j * 16..].as_ptr().cast()));
+                    S::store(out.as_mut_ptr(), if T::OFFSET == 0 { S::sub(y, S::splat(min)) } else { y });
+                }
+            }
+        }
+    }
+}
+
+/// The f16 at byte `at`, as f32.
+///
+/// # Safety
+/// `S` is enabled.
+#[inline(always)]
+unsafe fn f16<S: Bytes>(block: &[u8], at: usize) -> f32 {
+    // SAFETY: by the caller.
+    unsafe { S::f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]])) }
+}
 
 impl<T: SuperBlock> Int8Row for In256<T> {
     const GRAIN: Grain = Grain::B256;
@@ -138,8 +171,7 @@ impl<T: SuperBlock> Int8Row for In256<T> {
             let mut acc = [S::zero(); N];
             for (b, block) in row.chunks_exact(T::BYTES).enumerate() {
                 let head = T::head(block);
-                let d = S::f16_to_f32(u16::from_le_bytes([block[head.d_at], block[head.d_at + 1]]));
-                let dmin = S::f16_to_f32(u16::from_le_bytes([block[head.dmin_at], block[head.dmin_at + 1]]));
+                let (d, dmin) = (f16::<S>(block, head.d_at), f16::<S>(block, head.dmin_at));
                 let mins = if T::OFFSET > 0 { head.scales.map(|s| -T::OFFSET * s) } else { head.mins };
                 let codes = T::vectors::<S>(block.as_ptr());
                 let mut scales = [S::zero_v(); 4];
@@ -161,6 +193,49 @@ impl<T: SuperBlock> Int8Row for In256<T> {
                 }
             }
             std::array::from_fn(|c| S::reduce_add(acc[c]))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{q4_k, q5_k, q6_k};
+    use crate::{Acts, BoundKernel, I8Cols, Isa, Layout, Line, Mode, Ops, Out, Weights};
+
+    /// All scales, minima, codes and activations at their limits at once: the sums that the module's text bounds.
+    #[test]
+    fn limits_do_not_overflow() {
+        for format in [&q4_k::FORMAT, &q5_k::FORMAT, &q6_k::FORMAT] {
+            for fill in [0x00, 0x7f, 0x80, 0xff] {
+                let (cols, one) = (512, half::f16::ONE.to_le_bytes());
+                let mut bytes = vec![fill; format.tensor_bytes(1, cols).unwrap()];
+                for block in bytes.chunks_exact_mut(format.block_bytes) {
+                    if format == &q6_k::FORMAT {
+                        block[208..].copy_from_slice(&one);
+                    } else {
+                        block[..2].copy_from_slice(&one);
+                        block[2..4].copy_from_slice(&one);
+                    }
+                }
+                let weights = Weights::new(format, &bytes, 1, cols).unwrap();
+                let mut w = vec![0f32; cols];
+                weights.dequantize_row(0, &mut w);
+                for x in [127.0, -127.0] {
+                    let expected: f64 = w.iter().map(|w| f64::from(*w) * f64::from(x)).sum();
+                    let size = 63.0 * 128.0 * 127.0 * cols as f64;
+                    for isa in Isa::available() {
+                        let kernel = BoundKernel::new(format, Mode::Int8, isa).unwrap();
+                        let layout = Layout { cols, grain: kernel.grain().unwrap() };
+                        let mut lines = vec![Line([0; 64]); layout.record_bytes() / 64];
+                        Ops::new(isa).unwrap().quantize(&vec![x; cols], layout, &mut lines);
+                        let mut y = [0f32];
+                        let acts = Acts::I8(I8Cols::new(&lines, layout, 1));
+                        kernel.run(&weights, &acts, Out::new(&mut y, 1, 0, 1, 1));
+                        let error = (f64::from(y[0]) - expected).abs();
+                        assert!(error <= size * 1e-6, "{kernel:?} {fill:#x} {x}: {} for {expected}", y[0]);
+                    }
+                }
+            }
         }
     }
 }

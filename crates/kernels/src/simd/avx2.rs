@@ -281,6 +281,13 @@ impl Bytes for Avx2 {
         unsafe { Self::load_halves(p, p.add(32)) }
     }
     #[inline(always)]
+    unsafe fn store_v(p: *mut u8, v: Self::V) {
+        unsafe {
+            _mm256_storeu_si256(p.cast(), v.0);
+            _mm256_storeu_si256(p.add(32).cast(), v.1);
+        }
+    }
+    #[inline(always)]
     unsafe fn load_halves(lo: *const u8, hi: *const u8) -> Self::V {
         unsafe { (_mm256_loadu_si256(lo.cast()), _mm256_loadu_si256(hi.cast())) }
     }

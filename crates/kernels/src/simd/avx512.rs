@@ -177,6 +177,10 @@ impl Bytes for Avx512 {
         unsafe { _mm512_loadu_si512(p.cast()) }
     }
     #[inline(always)]
+    unsafe fn store_v(p: *mut u8, v: __m512i) {
+        unsafe { _mm512_storeu_si512(p.cast(), v) }
+    }
+    #[inline(always)]
     unsafe fn load_halves(lo: *const u8, hi: *const u8) -> __m512i {
         unsafe {
             let lo = _mm512_castsi256_si512(_mm256_loadu_si256(lo.cast()));

@@ -96,6 +96,7 @@ pub(crate) trait Bytes: Lanes {
     type V: Copy;
 
     unsafe fn load_v(p: *const u8) -> Self::V;
+    unsafe fn store_v(p: *mut u8, v: Self::V);
     /// Bytes 0..32 from `lo`, 32..64 from `hi`.
     unsafe fn load_halves(lo: *const u8, hi: *const u8) -> Self::V;
     /// 16 bytes from each pointer.
