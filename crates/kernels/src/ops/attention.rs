@@ -59,7 +59,7 @@ impl Ops {
     pub fn kv_scores(&self, ty: KvType, q: &[f32], k: &[u8], scale: f32, scores: &mut [f32]) {
         let k = KvRows::new(ty, q.len(), k);
         assert_eq!(k.n(), scores.len(), "rows of k");
-        self.run(Scores { q, k, scale, stride: scores.len(), scores });
+        self.run(Scores { q, k, scale, stride: scores.len(), out: scores });
     }
 
     /// The same for several query heads: `q` is `n_heads * head_dim`, and head h's score of row i goes to
@@ -69,7 +69,7 @@ impl Ops {
     /// When `q` is not a whole number of heads, `stride` is less than the rows, or `scores` is too short.
     pub fn kv_scores_group(&self, q: &[f32], k: KvRows, scale: f32, scores: &mut [f32], stride: usize) {
         assert_group(q.len(), k, scores.len(), stride);
-        self.run(Scores { q, k, scale, scores, stride });
+        self.run(Scores { q, k, scale, out: scores, stride });
     }
 
     /// `acc[d] += sum over i of p[i] * v_i[d]`, for the `p.len()` rows in `v`, one row after another.
@@ -169,7 +169,7 @@ struct Scores<'a> {
     q: &'a [f32],
     k: KvRows<'a>,
     scale: f32,
-    scores: &'a mut [f32],
+    out: &'a mut [f32],
     stride: usize,
 }
 
@@ -192,7 +192,7 @@ impl Body for Scores<'_> {
 impl Scores<'_> {
     #[inline(always)]
     unsafe fn of<L: Lanes, R: Row>(self) {
-        let Self { q, k, scale, scores, stride } = self;
+        let Self { q, k, scale, out, stride } = self;
         let dim = k.head_dim;
         for (i, row) in k.bytes.chunks_exact(k.row_bytes).enumerate() {
             for (t, q) in q.chunks(TILE * dim).enumerate() {
@@ -200,10 +200,10 @@ impl Scores<'_> {
                 // SAFETY: `L` is enabled by the caller; the row and each head have `dim` values.
                 unsafe {
                     match q.len() / dim {
-                        1 => scores_of::<L, R, 1>(q, dim, row, scale, scores, at, stride),
-                        2 => scores_of::<L, R, 2>(q, dim, row, scale, scores, at, stride),
-                        3 => scores_of::<L, R, 3>(q, dim, row, scale, scores, at, stride),
-                        _ => scores_of::<L, R, TILE>(q, dim, row, scale, scores, at, stride),
+                        1 => scores_of::<L, R, 1>(q, dim, row, scale, out, at, stride),
+                        2 => scores_of::<L, R, 2>(q, dim, row, scale, out, at, stride),
+                        3 => scores_of::<L, R, 3>(q, dim, row, scale, out, at, stride),
+                        _ => scores_of::<L, R, TILE>(q, dim, row, scale, out, at, stride),
                     }
                 }
             }
@@ -211,14 +211,14 @@ impl Scores<'_> {
     }
 }
 
-/// The scores of one row for N heads, to `scores[at]`, `scores[at + stride]`, ...
+/// The scores of one row for N heads, to `out[at]`, `out[at + stride]`, ...
 #[inline(always)]
 unsafe fn scores_of<L: Lanes, R: Row, const N: usize>(
     q: &[f32],
     dim: usize,
     row: &[u8],
     scale: f32,
-    scores: &mut [f32],
+    out: &mut [f32],
     at: usize,
     stride: usize,
 ) {
@@ -240,7 +240,7 @@ unsafe fn scores_of<L: Lanes, R: Row, const N: usize>(
             }
         }
         for h in 0..N {
-            scores[at + h * stride] = L::reduce_add(acc[h]) * scale;
+            out[at + h * stride] = L::reduce_add(acc[h]) * scale;
         }
     }
 }
@@ -281,7 +281,7 @@ impl WeightedSum<'_> {
                 // SAFETY: `L` is enabled by the caller; the rows and each head have `dim` values, and each
                 // head has `n` weights, by the assert in `Ops`.
                 unsafe {
-                    let rows = Rows { rows: rows.as_ptr(), row_bytes, n, dim };
+                    let rows = Rows { first: rows.as_ptr(), row_bytes, n, dim };
                     if acc.len() == dim {
                         rows.sum::<L, R, 1>(p.as_ptr(), 0, acc.as_mut_ptr());
                     } else {
@@ -295,7 +295,7 @@ impl WeightedSum<'_> {
 
 /// A walk over `n` rows.
 struct Rows {
-    rows: *const u8,
+    first: *const u8,
     row_bytes: usize,
     n: usize,
     dim: usize,
@@ -322,7 +322,7 @@ impl Rows {
                     let out = acc.add(h * self.dim + d);
                     let mut a = L::load_n(out, left);
                     for i in 0..self.n {
-                        let v = R::load_n::<L>(self.rows.add(i * self.row_bytes), d, left);
+                        let v = R::load_n::<L>(self.first.add(i * self.row_bytes), d, left);
                         a = L::fma(L::splat(*p.add(h * stride + i)), v, a);
                     }
                     L::store_n(out, left, a);
@@ -349,7 +349,7 @@ impl Rows {
                 }
             }
             for i in 0..self.n {
-                let row = self.rows.add(i * self.row_bytes);
+                let row = self.first.add(i * self.row_bytes);
                 let mut w = [L::zero(); N];
                 for h in 0..N {
                     w[h] = L::splat(*p.add(h * stride + i));

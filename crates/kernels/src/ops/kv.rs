@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn blocks_of_8_bits_are_within_half_a_step() {
         for n in [32, 64, 96, 128, 320] {
-            for scale in [1e-7, 3e-5, 1e-3, 1.0, 100.0, 1e6] {
+            for scale in [1e-7, 1.1e-5, 3e-5, 1e-3, 1.0, 100.0, 1e6] {
                 let x = random(n, n as u64, scale);
                 let row = store(KvType::Q8_0, &x);
                 for (x, block) in x.chunks(32).zip(row.chunks(34)) {

@@ -14,6 +14,8 @@ pub(super) struct Quantize<'a> {
 impl Body for Quantize<'_> {
     type Output = ();
 
+    // The parts of a record are aligned by its layout.
+    #[allow(clippy::cast_ptr_alignment)]
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
         let Self { x, layout, record } = self;
