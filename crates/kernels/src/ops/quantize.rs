@@ -93,7 +93,7 @@ mod tests {
     fn run(isa: Isa, x: &[f32], grain: Grain) -> (Layout, Vec<Line>) {
         let layout = Layout { cols: x.len(), grain };
         let mut record = vec![Line([0xaa; 64]); layout.record_bytes() / 64];
-        Ops::new(isa).unwrap().quantize(x, layout, &mut record);
+        Ops::new(isa).expect("available").quantize(x, layout, &mut record);
         (layout, record)
     }
 
