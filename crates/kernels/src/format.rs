@@ -27,6 +27,9 @@ pub(crate) struct Call<'a, 'o> {
 /// Most columns of one kernel call; [`BoundKernel::run`] cuts more into groups.
 pub const MAX_COLUMNS: usize = 8;
 
+/// Longest row: codes up to 3, times 127, still sum to an i32.
+pub const MAX_ROW: usize = 1 << 22;
+
 /// A kernel entry point.
 ///
 /// # Safety
@@ -120,6 +123,11 @@ pub enum WeightsError {
         /// Weights in a block.
         block: usize,
     },
+    /// `cols` is more than [`MAX_ROW`].
+    LongRow {
+        /// Weights in a row.
+        cols: usize,
+    },
     /// The byte count is not that of the shape.
     WrongBytes {
         /// The format's name.
@@ -136,6 +144,9 @@ impl fmt::Display for WeightsError {
         match self {
             WeightsError::RaggedRow { format, cols, block } => {
                 write!(f, "rows of {cols} weights are not whole {format} blocks of {block}")
+            }
+            WeightsError::LongRow { cols } => {
+                write!(f, "rows of {cols} weights; the kernels take at most {MAX_ROW}")
             }
             WeightsError::WrongBytes { format, found, wanted } => {
                 write!(f, "{found} bytes where a {format} tensor of this shape has {wanted}")
@@ -156,6 +167,9 @@ impl<'a> Weights<'a> {
     ) -> Result<Self, WeightsError> {
         let ragged = WeightsError::RaggedRow { format: format.name, cols, block: format.block };
         let row_bytes = format.row_bytes(cols).ok_or(ragged)?;
+        if cols > MAX_ROW {
+            return Err(WeightsError::LongRow { cols });
+        }
         let wanted = format.tensor_bytes(rows, cols).unwrap_or(usize::MAX);
         if bytes.len() != wanted {
             return Err(WeightsError::WrongBytes { format: format.name, found: bytes.len(), wanted });
@@ -269,5 +283,26 @@ impl BoundKernel {
             unsafe { (self.kernel)(&mut call) }
             from += n;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_do_not_fit_their_shape_are_refused_with_the_numbers() {
+        let format = Format::by_name("I2_S").unwrap();
+        let error = |bytes: usize, rows, cols| {
+            Weights::new(format, &vec![0; bytes], rows, cols).unwrap_err().to_string()
+        };
+        assert_eq!(error(64, 1, 130), "rows of 130 weights are not whole I2_S blocks of 128");
+        assert_eq!(error(64, 2, 128), "64 bytes where a I2_S tensor of this shape has 96");
+        assert_eq!(error(64, 1, 1 << 23), "rows of 8388608 weights; the kernels take at most 4194304");
+        assert_eq!(
+            error(64, usize::MAX, 256),
+            format!("64 bytes where a I2_S tensor of this shape has {}", usize::MAX)
+        );
+        assert!(Weights::new(format, &[0; 96], 2, 128).is_ok());
     }
 }

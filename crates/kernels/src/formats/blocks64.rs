@@ -57,7 +57,25 @@ impl<T: Block64> Blocks for In64<T> {
     }
 }
 
-impl<T: Block64> ViaDequantize for In64<T> {}
+impl<T: Block64> ViaDequantize for In64<T> {
+    #[inline(always)]
+    unsafe fn decode<S: Bytes>(blocks: &[u8], _: f32, out: &mut [f32]) {
+        let mut codes = [0i8; 64];
+        for (block, out) in blocks.chunks_exact(T::BYTES).zip(out.chunks_exact_mut(T::BLOCK)) {
+            // SAFETY: `S` is enabled by the caller; a block begins with a half; every other load and store is of
+            // a slice of its length.
+            unsafe {
+                let d = S::splat_f16(block.as_ptr().cast());
+                for (group, out) in out.chunks_exact_mut(64).enumerate() {
+                    S::store_v(codes.as_mut_ptr().cast(), T::codes64::<S>(block, group));
+                    for (out, codes) in out.chunks_exact_mut(16).zip(codes.chunks_exact(16)) {
+                        S::store(out.as_mut_ptr(), S::mul(S::load_i8(codes.as_ptr()), d));
+                    }
+                }
+            }
+        }
+    }
+}
 
 impl<T: Block64> Int8Row for In64<T> {
     const GRAIN: Grain = Grain::B32;
@@ -99,7 +117,11 @@ impl<T: Block64> Int8Row for In64<T> {
                     }
                 }
             }
-            std::array::from_fn(|c| S::reduce_add(acc[c]))
+            let mut out = [0f32; N];
+            for (out, acc) in out.iter_mut().zip(acc) {
+                *out = S::reduce_add(acc);
+            }
+            out
         }
     }
 }

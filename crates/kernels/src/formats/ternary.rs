@@ -5,9 +5,9 @@
 //! enters the result as `acc = fma(sum as f32, scale, acc)`. A row has one run in files of models trained
 //! ternary, and may have one a block. At the end the column's scale and the tensor's are multiplied in.
 //!
-//! **Float activations: additions and subtractions only.** f32 values are added to or subtracted from f64
-//! lanes (lane e % 8 takes element e), so nothing is lost to cancellation; one multiplication per run applies
-//! its scale.
+//! **Float activations: additions and subtractions only.** f32 values are added to or subtracted from 32 f64
+//! lanes (lane e % 32 takes element e), so nothing is lost to cancellation; one multiplication per run applies
+//! its scale. Four vectors of lanes let four chains of additions overlap.
 //!
 //! The code 3, which two bits can spell and no encoder writes, counts as +2 in dequantizing and in the int8
 //! product and as 0 in the float product: the same on every instruction set.
@@ -83,7 +83,10 @@ impl<T: Ternary> Int8Row for T {
             }
             from += len;
         }
-        std::array::from_fn(|c| acc[c] * (x[c].scales[0] * scale))
+        for (acc, x) in acc.iter_mut().zip(x) {
+            *acc *= x.scales[0] * scale;
+        }
+        acc
     }
 }
 
@@ -115,10 +118,11 @@ unsafe fn run_sums<T: Ternary, S: Bytes, const N: usize>(
                 }
             }
         }
-        std::array::from_fn(|c| {
-            let [a, b, c, d] = lanes[c];
-            S::sum_i32(S::add_i32(S::add_i32(a, b), S::add_i32(c, d)))
-        })
+        let mut sums = [0; N];
+        for (sum, [a, b, c, d]) in sums.iter_mut().zip(lanes) {
+            *sum = S::sum_i32(S::add_i32(S::add_i32(a, b), S::add_i32(c, d)));
+        }
+        sums
     }
 }
 
@@ -134,14 +138,14 @@ unsafe fn float_row<T: Ternary, L: Lanes, const N: usize>(
     let mut total = [0f64; N];
     // SAFETY: `L` is enabled by the caller; each load of 8 values is inside a slice of 8.
     unsafe {
-        let mut lanes = [L::zero_d(); N];
+        let mut lanes = [[L::zero_d(); 4]; N];
         let mut run = None;
         for (b, block) in row.chunks_exact(T::BYTES).enumerate() {
             let bits = T::scale_bits(block);
             if let Some(old) = run.filter(|&run| run != bits) {
                 for c in 0..N {
-                    total[c] += f64::from(T::scale_value(old)) * L::reduce_add_d(lanes[c]);
-                    lanes[c] = L::zero_d();
+                    total[c] += f64::from(T::scale_value(old)) * fold_lanes::<L>(lanes[c]);
+                    lanes[c] = [L::zero_d(); 4];
                 }
             }
             run = Some(bits);
@@ -151,14 +155,26 @@ unsafe fn float_row<T: Ternary, L: Lanes, const N: usize>(
                     let x = &x[c][b * T::BLOCK + group * 64..][..64];
                     for (e, x) in x.chunks_exact(8).enumerate() {
                         let (plus, minus) = (plus >> (8 * e), minus >> (8 * e));
-                        lanes[c] = L::add_sub(lanes[c], x.as_ptr(), plus as u8, minus as u8);
+                        let lanes = &mut lanes[c][e % 4];
+                        *lanes = L::add_sub(*lanes, x.as_ptr(), plus as u8, minus as u8);
                     }
                 }
             }
         }
         let d = f64::from(T::scale_value(run.unwrap_or(0)));
-        std::array::from_fn(|c| ((total[c] + d * L::reduce_add_d(lanes[c])) * f64::from(scale)) as f32)
+        let mut out = [0f32; N];
+        for c in 0..N {
+            out[c] = ((total[c] + d * fold_lanes::<L>(lanes[c])) * f64::from(scale)) as f32;
+        }
+        out
     }
+}
+
+/// The sum of 32 f64 lanes, in one order everywhere.
+#[inline(always)]
+unsafe fn fold_lanes<L: Lanes>([a, b, c, d]: [L::D; 4]) -> f64 {
+    // SAFETY: `L` is enabled by the caller.
+    unsafe { (L::reduce_add_d(a) + L::reduce_add_d(b)) + (L::reduce_add_d(c) + L::reduce_add_d(d)) }
 }
 
 /// Implements [`FloatRow`] for a ternary format (a blanket impl would collide with the dequantizing one).

@@ -391,13 +391,14 @@ impl Bytes for Avx2 {
     #[inline(always)]
     unsafe fn digit3(a: Self::V, power: Self::V) -> Self::V {
         unsafe {
-            // A byte times a power * 256 leaves (byte * power % 256) * 256 in 16 bits; times 3 / 65536 is the digit.
+            // A byte times power * 256 leaves byte * power % 256 in the upper byte of 16 bits and 0 in the
+            // lower; three times that byte has the digit in bits 8 and 9.
+            let three = _mm256_set1_epi16(0x0300);
             let h = |a, power| {
-                let three = _mm256_set1_epi16(3);
-                let even = _mm256_mulhi_epu16(_mm256_mullo_epi16(a, power), three);
+                let even = _mm256_maddubs_epi16(_mm256_mullo_epi16(a, power), three);
                 let odd = _mm256_mullo_epi16(_mm256_srli_epi16::<8>(a), power);
-                let odd = _mm256_slli_epi16::<8>(_mm256_mulhi_epu16(odd, three));
-                _mm256_or_si256(even, odd)
+                let odd = _mm256_and_si256(_mm256_maddubs_epi16(odd, three), three);
+                _mm256_or_si256(_mm256_srli_epi16::<8>(even), odd)
             };
             (h(a.0, power.0), h(a.1, power.1))
         }

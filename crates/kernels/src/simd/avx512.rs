@@ -287,12 +287,13 @@ impl Bytes for Avx512 {
     #[inline(always)]
     unsafe fn digit3(a: __m512i, power: __m512i) -> __m512i {
         unsafe {
-            // A byte times a power * 256 leaves (byte * power % 256) * 256 in 16 bits; times 3 / 65536 is the digit.
-            let three = _mm512_set1_epi16(3);
-            let even = _mm512_mulhi_epu16(_mm512_mullo_epi16(a, power), three);
+            // A byte times power * 256 leaves byte * power % 256 in the upper byte of 16 bits and 0 in the
+            // lower; three times that byte has the digit in bits 8 and 9.
+            let three = _mm512_set1_epi16(0x0300);
+            let even = _mm512_maddubs_epi16(_mm512_mullo_epi16(a, power), three);
             let odd = _mm512_mullo_epi16(_mm512_srli_epi16::<8>(a), power);
-            let odd = _mm512_slli_epi16::<8>(_mm512_mulhi_epu16(odd, three));
-            _mm512_or_si512(even, odd)
+            let odd = _mm512_and_si512(_mm512_maddubs_epi16(odd, three), three);
+            _mm512_or_si512(_mm512_srli_epi16::<8>(even), odd)
         }
     }
     #[inline(always)]
