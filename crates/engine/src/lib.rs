@@ -1,1 +1,38 @@
-//! nexaquant-engine.
+//! Runs GGUF language models: from a file to streamed text.
+//!
+//! ```no_run
+//! use nexaquant_engine::{LoadOptions, Model, Pool, PoolOptions, Session, SessionOptions};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let model = Model::load("models/alpha.gguf".as_ref(), LoadOptions::default())?;
+//! let mut pool = Pool::new(PoolOptions::default())?;
+//! let mut session = Session::new(&model, &pool, SessionOptions::default())?;
+//! let logits = session.eval(&mut pool, &[1])?;
+//! # let _ = logits; Ok(()) }
+//! ```
+//!
+//! Where things are: [`Model`] is a loaded file, [`Session`] one sequence of tokens, [`generate()`] the loop around both.
+//! The graph of an architecture is data ([`model`]); the CPU executor runs it on a [`Pool`]. Everything is synchronous.
+
+#![deny(unsafe_code)]
+
+mod cpu;
+mod file;
+mod generate;
+mod kv;
+mod loader;
+pub mod model;
+pub mod sampler;
+mod session;
+mod threads;
+pub mod tokenizer;
+mod weights;
+
+pub use file::{FileError, ModelFile};
+pub use generate::{Finish, GenerateError, GenerateOptions, Generation, Stats, generate};
+pub use kv::{KvTypeError, PAGE};
+pub use loader::{LoadCause, LoadError, LoadOptions, Model};
+pub use nexaquant_gguf as gguf;
+pub use nexaquant_kernels as kernels;
+pub use session::{DEFAULT_BATCH, DEFAULT_CONTEXT, EvalError, Session, SessionOptions};
+pub use threads::{Pool, PoolOptions, Topology, Worker, topology};
+pub use weights::{WeightError, WeightTable, format_of};

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Builds everything, checks it, tests it, and ends with a real answer from a real model.
+# Needs a Rust toolchain and a C linker. What it skips, and why, is listed at the end.
+#
+#   NEXAQUANT_DEMAND="python-gguf rustfmt clippy"   what must not be skipped (CI sets it); names separated by spaces
+set -euo pipefail
+cd "$(dirname "$0")"
+
+skipped=()
+step() { printf '\n== %s\n' "$*"; }
+skip() { # name, reason
+  case " ${NEXAQUANT_DEMAND:-} " in *" $1 "*) echo "error: $1 is demanded but $2" >&2; exit 1 ;; esac
+  skipped+=("$1: $2")
+}
+
+step "release build"
+cargo build --release --locked --workspace
+
+step "format and lints"
+if cargo fmt --version >/dev/null 2>&1; then cargo fmt --all --check; else skip rustfmt "not installed"; fi
+if cargo clippy --version >/dev/null 2>&1; then
+  cargo clippy --locked --workspace --all-targets -- -D warnings
+else
+  skip clippy "not installed"
+fi
+
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --quiet
+
+step "tests"
+python3 -c 'import gguf' >/dev/null 2>&1 || skip python-gguf "Python's gguf package is not importable (pip install gguf)"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+cargo test --locked --workspace -- --nocapture 2>&1 | tee "$log" | grep -E '^(test result|running [1-9]|error|warning)|FAILED|panicked|SKIPPED' || true
+if ! grep -q '^test result: ok' "$log" || grep -qE '^test result: FAILED|^error' "$log"; then
+  echo "error: tests failed; the whole output:" >&2
+  cat "$log" >&2
+  exit 1
+fi
+while read -r line; do skip "${line%%:*}" "${line#*: }"; done < <(grep -ohE 'SKIPPED .*' "$log" | sed 's/^SKIPPED //' | sort -u)
+
+step "a real run"
+bin=$(cargo metadata --format-version 1 --no-deps --locked | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/release/nexaquant
+"$bin" run alpha -p "Tell me a story about a little fox." --seed 7 -n 60
+for isa in scalar avx2 avx512; do
+  if out=$(NEXAQUANT_ISA=$isa "$bin" run alpha -p "Hello." --temp 0 -n 20 --json 2>&1); then
+    ids=$(sed -n 's/.*"tokens":\(\[[^]]*\]\).*/\1/p' <<<"$(tr -d ' \n' <<<"$out")")
+    [ "${first:=$ids}" = "$ids" ] || { echo "error: $isa answers otherwise: $ids, not $first" >&2; exit 1; }
+  else
+    skip "$isa" "this processor does not have it"
+  fi
+done
+
+step "done"
+if [ ${#skipped[@]} -gt 0 ]; then printf 'skipped %s\n' "${skipped[@]}"; else echo "nothing was skipped"; fi

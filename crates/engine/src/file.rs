@@ -1,0 +1,257 @@
+//! A model file in memory: mapped, or part of the program itself.
+//!
+//! A mapped file that another program truncates makes reads beyond its new end fail with a signal. On Unix a
+//! handler puts zero pages there instead and marks the mapping as damaged, so that the engine can end the
+//! request with an error ([`ModelFile::check`]) and everything else in the process goes on.
+//! Bytes changed in place cannot be noticed; nobody should do that to a model in use.
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+/// Why a file cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FileError {
+    /// The system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// `open`, `map`, `read`.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A directory, a pipe, a device.
+    #[error("{} is {found}, not a file", path.display())]
+    NotAFile {
+        /// What was named.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+    },
+    /// Nothing in it.
+    #[error("{} is empty", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Somebody truncated it after it was opened.
+    #[error("{} was truncated while it was in use; what was computed from it is wrong", path.display())]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+/// The bytes of a model file.
+#[derive(Debug)]
+pub struct ModelFile {
+    path: PathBuf,
+    bytes: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    Mapped(memmap2::Mmap, guard::Guard),
+    Static(&'static [u8]),
+}
+
+impl ModelFile {
+    /// Maps a file for reading. Nothing is read yet.
+    pub fn open(path: &Path) -> Result<Self, FileError> {
+        let io = |action| move |source| FileError::Io { action, path: path.to_owned(), source };
+        // Looked at before opening: opening a pipe would wait for its writer.
+        let kind = std::fs::metadata(path).map_err(io("open"))?;
+        if !kind.is_file() {
+            let found = if kind.is_dir() { "a directory" } else { "a pipe or device" };
+            return Err(FileError::NotAFile { path: path.to_owned(), found });
+        }
+        let file = File::open(path).map_err(io("open"))?;
+        if file.metadata().map_err(io("open"))?.len() == 0 {
+            return Err(FileError::Empty { path: path.to_owned() });
+        }
+        // SAFETY: the mapping is read-only. Truncation by others is handled by the guard; other changes by others
+        // give other bytes, which every reader of these bytes must survive anyway (they are untrusted).
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io("map"))?;
+        let guard = guard::Guard::new(&map);
+        Ok(Self { path: path.to_owned(), bytes: Source::Mapped(map, guard) })
+    }
+
+    /// Bytes that are part of the program, under a name for messages.
+    pub fn from_static(name: &str, bytes: &'static [u8]) -> Self {
+        Self { path: PathBuf::from(name), bytes: Source::Static(bytes) }
+    }
+
+    /// Where it came from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+    /// All of it.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.bytes {
+            Source::Mapped(map, _) => map,
+            Source::Static(bytes) => bytes,
+        }
+    }
+    /// Fails once a read has met the truncated part.
+    pub fn check(&self) -> Result<(), FileError> {
+        match &self.bytes {
+            Source::Mapped(_, guard) if guard.is_damaged() => {
+                Err(FileError::Truncated { path: self.path.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(unix)]
+mod guard {
+    //! SIGBUS inside a guarded mapping: zero pages from there to its end, and a mark.
+
+    use std::sync::Once;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
+
+    /// Mappings that can be guarded at once; more are mapped all the same, without a guard.
+    const SLOTS: usize = 256;
+
+    struct Slot {
+        taken: AtomicBool,
+        start: AtomicUsize,
+        /// 0 while the slot is free or being filled.
+        end: AtomicUsize,
+        damaged: AtomicBool,
+    }
+
+    static TABLE: [Slot; SLOTS] = [const {
+        Slot {
+            taken: AtomicBool::new(false),
+            start: AtomicUsize::new(0),
+            end: AtomicUsize::new(0),
+            damaged: AtomicBool::new(false),
+        }
+    }; SLOTS];
+
+    #[derive(Debug)]
+    pub(super) struct Guard(Option<usize>);
+
+    impl Guard {
+        pub(super) fn new(bytes: &[u8]) -> Self {
+            static INSTALL: Once = Once::new();
+            INSTALL.call_once(install);
+            let free = |slot: &Slot| slot.taken.compare_exchange(false, true, AcqRel, Relaxed).is_ok();
+            let slot = TABLE.iter().position(free);
+            if let Some(i) = slot {
+                TABLE[i].damaged.store(false, Relaxed);
+                TABLE[i].start.store(bytes.as_ptr() as usize, Relaxed);
+                TABLE[i].end.store(bytes.as_ptr() as usize + bytes.len(), Release);
+            }
+            Self(slot)
+        }
+        pub(super) fn is_damaged(&self) -> bool {
+            self.0.is_some_and(|i| TABLE[i].damaged.load(Acquire))
+        }
+    }
+
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            if let Some(i) = self.0 {
+                TABLE[i].end.store(0, Release);
+                TABLE[i].taken.store(false, Release);
+            }
+        }
+    }
+
+    fn install() {
+        // SAFETY: the handler touches atomics and makes one system call; it is installed once and never removed.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = handler as extern "C" fn(_, _, _) as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER;
+            libc::sigemptyset(&raw mut action.sa_mask);
+            libc::sigaction(libc::SIGBUS, &raw const action, std::ptr::null_mut());
+        }
+    }
+
+    extern "C" fn handler(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        // SAFETY: the system passes a valid siginfo; for SIGBUS it carries the address. The mapping replaced below
+        // is one of ours, read-only and still alive (its slot is cleared before it is unmapped), and the page
+        // being replaced has no backing any more.
+        unsafe {
+            let address = (*info).si_addr() as usize;
+            let page = usize::try_from(libc::sysconf(libc::_SC_PAGESIZE)).unwrap_or(4096);
+            let from = address / page * page;
+            for slot in &TABLE {
+                let (end, start) = (slot.end.load(Acquire), slot.start.load(Relaxed));
+                if !(start..end).contains(&address) {
+                    continue;
+                }
+                let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANON;
+                let len = end - from;
+                let zeros = libc::mmap(from as *mut libc::c_void, len, libc::PROT_READ, flags, -1, 0);
+                if zeros != libc::MAP_FAILED {
+                    slot.damaged.store(true, Release);
+                    return;
+                }
+            }
+            // Not ours: the next fault takes the default action.
+            libc::signal(libc::SIGBUS, libc::SIG_DFL);
+        }
+    }
+}
+
+#[cfg(not(unix))]
+mod guard {
+    //! Elsewhere a mapped file cannot be truncated (Windows) or the program ends.
+
+    #[derive(Debug)]
+    pub(super) struct Guard;
+
+    impl Guard {
+        pub(super) fn new(_: &[u8]) -> Self {
+            Self
+        }
+        #[allow(clippy::unused_self)]
+        pub(super) fn is_damaged(&self) -> bool {
+            false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn what_is_no_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = |p: &Path| ModelFile::open(p).unwrap_err().to_string();
+        assert!(text(dir.path()).contains("is a directory"));
+        assert!(text(&dir.path().join("none")).contains("cannot open"));
+        let empty = dir.path().join("empty");
+        File::create(&empty).unwrap();
+        assert!(text(&empty).ends_with("is empty"));
+        #[cfg(unix)]
+        assert!(text(Path::new("/dev/null")).contains("pipe or device"));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn truncation_while_mapped_reads_zeros_and_is_an_error() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&vec![7; 1 << 20]).unwrap();
+        let whole = ModelFile::open(file.path()).unwrap();
+        let other = ModelFile::open(file.path()).unwrap();
+        assert_eq!(whole.bytes()[(1 << 20) - 1], 7);
+        file.as_file().set_len(8192).unwrap();
+        assert!(whole.check().is_ok());
+        assert_eq!((whole.bytes()[100], whole.bytes()[(1 << 20) - 1]), (7, 0));
+        assert!(whole.check().unwrap_err().to_string().contains("was truncated"));
+        assert!(other.check().is_ok(), "a mapping that met no hole is not blamed");
+        assert_eq!(other.bytes()[500_000], 0);
+        assert!(other.check().is_err());
+    }
+}

@@ -1,0 +1,112 @@
+//! The key-value cache of one session, in pages.
+//!
+//! A page holds [`PAGE`] positions of all layers, so that a cache grows by what it needs and a budget can be asked
+//! before each page. Inside a page:
+//!
+//! ```text
+//! for each layer:  K [kv_head][PAGE][head_dim]   then   V [kv_head][PAGE][head_dim]
+//! ```
+//!
+//! so that attention reads the rows of one head one behind another. Pages are indexed by absolute position; how a
+//! prompt is cut into steps does not show.
+
+use crate::cpu::SharedBuf;
+use crate::model::hparams::HParams;
+use nexaquant_kernels::KvType;
+use std::ops::Range;
+
+/// Positions in a page.
+pub const PAGE: usize = 32;
+
+/// Where things are inside a page.
+#[derive(Clone, Debug)]
+pub struct KvLayout {
+    /// Element type.
+    pub ty: KvType,
+    /// Values in a row.
+    pub head_dim: usize,
+    /// Bytes of one head's row.
+    pub row_bytes: usize,
+    /// Byte offset of each layer's K, and one more entry: the page's end.
+    layers: Vec<usize>,
+}
+
+/// The head size has no whole rows in this cache type.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "a {ty} cache needs a head size that is a multiple of 32; this model's is {head_dim}; use f16 or f32"
+)]
+pub struct KvTypeError {
+    ty: &'static str,
+    head_dim: usize,
+}
+
+impl KvLayout {
+    /// The layout for a model.
+    pub fn new(h: &HParams, ty: KvType) -> Result<Self, KvTypeError> {
+        let head_dim = h.head_dim;
+        let row_bytes = ty.row_bytes(head_dim).ok_or(KvTypeError { ty: ty.name(), head_dim })?;
+        let mut layers = vec![0];
+        let mut at = 0;
+        for layer in &h.layers {
+            at += 2 * layer.kv_heads * PAGE * row_bytes;
+            layers.push(at);
+        }
+        Ok(Self { ty, head_dim, row_bytes, layers })
+    }
+    /// Bytes of a page, a multiple of a cache line.
+    pub fn page_bytes(&self) -> usize {
+        self.layers[self.layers.len() - 1].next_multiple_of(64)
+    }
+    /// Bytes of the rows of keys of one head in one page; `rows` are positions in the page.
+    pub fn k(&self, layer: usize, head: usize, rows: Range<usize>) -> Range<usize> {
+        let head = self.layers[layer] + head * PAGE * self.row_bytes;
+        head + rows.start * self.row_bytes..head + rows.end * self.row_bytes
+    }
+    /// The same of the values.
+    pub fn v(&self, layer: usize, head: usize, rows: Range<usize>) -> Range<usize> {
+        let half = (self.layers[layer + 1] - self.layers[layer]) / 2;
+        let k = self.k(layer, head, rows);
+        k.start + half..k.end + half
+    }
+}
+
+/// The pages of one session.
+#[derive(Debug)]
+pub struct KvCache {
+    layout: KvLayout,
+    pages: Vec<SharedBuf<u8>>,
+}
+
+impl KvCache {
+    /// No pages yet.
+    pub fn new(layout: KvLayout) -> Self {
+        Self { layout, pages: Vec::new() }
+    }
+    /// The layout of its pages.
+    pub fn layout(&self) -> &KvLayout {
+        &self.layout
+    }
+    /// Positions that fit the pages there are.
+    pub fn capacity(&self) -> usize {
+        self.pages.len() * PAGE
+    }
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.pages.len() * self.layout.page_bytes()
+    }
+    /// Adds pages until `positions` fit.
+    pub fn grow(&mut self, positions: usize) {
+        while self.capacity() < positions {
+            self.pages.push(SharedBuf::new(self.layout.page_bytes()));
+        }
+    }
+    /// Gives back the pages that `positions` positions do not need.
+    pub fn shrink(&mut self, positions: usize) {
+        self.pages.truncate(positions.div_ceil(PAGE));
+    }
+    /// The pages, for the executor.
+    pub(crate) fn pages(&self) -> &[SharedBuf<u8>] {
+        &self.pages
+    }
+}

@@ -1,0 +1,11 @@
+//! Worker threads: a pool that runs one function on every core, and what it knows about the cores.
+//!
+//! Not a task queue: a forward pass is a fixed sequence of phases that every worker goes through together
+//! ([`Worker::barrier`]), taking pieces of each phase as it gets to them ([`Worker::claim`]).
+
+mod barrier;
+mod pool;
+mod topology;
+
+pub use pool::{Pool, PoolOptions, Worker};
+pub use topology::{Topology, topology};
