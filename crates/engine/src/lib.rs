@@ -15,6 +15,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod chat;
 mod cpu;
 mod file;
 mod generate;

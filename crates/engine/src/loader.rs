@@ -1,5 +1,6 @@
 //! A loaded model: the file, its graph, its weights bound to kernels, its tokenizer and its chat template.
 
+use crate::chat::{ChatError, ChatTemplate};
 use crate::file::{FileError, ModelFile};
 use crate::model::{Architecture, ModelError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -54,6 +55,9 @@ pub enum LoadCause {
     /// Its vocabulary cannot be used.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    /// Its chat template cannot be used.
+    #[error(transparent)]
+    Chat(#[from] ChatError),
     /// Tokenizer and embedding disagree.
     #[error("the tokenizer has {tokens} tokens, the embedding table token_embd.weight has {rows} rows")]
     VocabMismatch {
@@ -80,6 +84,7 @@ struct Inner {
     arch: Architecture,
     weights: WeightTable,
     tokenizer: Tokenizer,
+    chat: ChatTemplate,
     ops: Ops,
     options: LoadOptions,
 }
@@ -129,6 +134,10 @@ impl Model {
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.0.tokenizer
     }
+    /// The chat template, or the plain fallback.
+    pub fn chat(&self) -> &ChatTemplate {
+        &self.0.chat
+    }
     /// How it was loaded.
     pub fn options(&self) -> LoadOptions {
         self.0.options
@@ -167,6 +176,7 @@ impl Inner {
         if tokens != rows {
             return Err(LoadCause::VocabMismatch { tokens, rows });
         }
-        Ok(Self { file, gguf, arch, weights, tokenizer, ops, options })
+        let chat = ChatTemplate::from_metadata(&gguf.metadata, &tokenizer)?;
+        Ok(Self { file, gguf, arch, weights, tokenizer, chat, ops, options })
     }
 }
