@@ -198,6 +198,7 @@ impl<T: SuperBlock> Int8Row for In256<T> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::{q4_k, q5_k, q6_k};
     use crate::{Acts, BoundKernel, I8Cols, Isa, Layout, Line, Mode, Ops, Out, Weights};

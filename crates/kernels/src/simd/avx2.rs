@@ -373,10 +373,6 @@ impl Bytes for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn add_u8(a: Self::V, b: Self::V) -> Self::V {
-        both!(_mm256_add_epi8, a, b)
-    }
-    #[inline(always)]
     unsafe fn sub_u8(a: Self::V, b: Self::V) -> Self::V {
         both!(_mm256_sub_epi8, a, b)
     }
@@ -452,19 +448,6 @@ impl Bytes for Avx2 {
         unsafe {
             let lo = _mm256_madd_epi16(_mm256_loadu_si256(a.cast()), _mm256_loadu_si256(b.cast()));
             (lo, _mm256_setzero_si256())
-        }
-    }
-    #[inline(always)]
-    unsafe fn i32_at_0_8(a: i32, b: i32) -> Self::V {
-        unsafe {
-            (_mm256_zextsi128_si256(_mm_cvtsi32_si128(a)), _mm256_zextsi128_si256(_mm_cvtsi32_si128(b)))
-        }
-    }
-    #[inline(always)]
-    unsafe fn widen_i8(p: *const i8) -> Self::V {
-        unsafe {
-            let h = |p: *const i8| _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()));
-            (h(p), h(p.add(16)))
         }
     }
     #[inline(always)]

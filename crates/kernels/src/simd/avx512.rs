@@ -269,10 +269,6 @@ impl Bytes for Avx512 {
         unsafe { _mm512_slli_epi16::<N>(a) }
     }
     #[inline(always)]
-    unsafe fn add_u8(a: __m512i, b: __m512i) -> __m512i {
-        unsafe { _mm512_add_epi8(a, b) }
-    }
-    #[inline(always)]
     unsafe fn sub_u8(a: __m512i, b: __m512i) -> __m512i {
         unsafe { _mm512_sub_epi8(a, b) }
     }
@@ -326,17 +322,6 @@ impl Bytes for Avx512 {
             let lo = _mm256_madd_epi16(_mm256_loadu_si256(a.cast()), _mm256_loadu_si256(b.cast()));
             _mm512_zextsi256_si512(lo)
         }
-    }
-    #[inline(always)]
-    unsafe fn i32_at_0_8(a: i32, b: i32) -> __m512i {
-        unsafe {
-            let lo = _mm512_zextsi128_si512(_mm_cvtsi32_si128(a));
-            _mm512_inserti32x4::<2>(lo, _mm_cvtsi32_si128(b))
-        }
-    }
-    #[inline(always)]
-    unsafe fn widen_i8(p: *const i8) -> __m512i {
-        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(p.cast())) }
     }
     #[inline(always)]
     unsafe fn to_f32(a: __m512i) -> __m512 {

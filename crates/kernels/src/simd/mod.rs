@@ -120,7 +120,6 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn shr16<const N: u32>(a: Self::V) -> Self::V;
     /// Every 16-bit lane shifted left, zeros in; mask the bytes afterwards.
     unsafe fn shl16<const N: u32>(a: Self::V) -> Self::V;
-    unsafe fn add_u8(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn sub_u8(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn add_i32(a: Self::V, b: Self::V) -> Self::V;
     /// Within each 16 bytes: byte i is byte `index[i] < 16` of them.
@@ -142,10 +141,6 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn dot_u8_scaled(acc: Self::V, u: Self::V, s: Self::V, k: Self::V) -> Self::V;
     /// i32 lane l < 8 is a[2l] * b[2l] + a[2l + 1] * b[2l + 1] of 16 values each; the others are zero.
     unsafe fn dot_i16(a: *const i16, b: *const i16) -> Self::V;
-    /// i32 lane 0 is `a`, lane 8 is `b`, the others zero.
-    unsafe fn i32_at_0_8(a: i32, b: i32) -> Self::V;
-    /// 32 signed bytes to 32 i16 lanes.
-    unsafe fn widen_i8(p: *const i8) -> Self::V;
     /// i32 lanes to f32, round to nearest even.
     unsafe fn to_f32(a: Self::V) -> Self::F;
     /// Sum of the 16 i32 lanes (wrapping).
