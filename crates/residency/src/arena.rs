@@ -87,6 +87,7 @@ impl Arena {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -128,7 +129,9 @@ mod tests {
             }
             audit(&arena, 1000);
         }
-        offsets.into_iter().for_each(|offset| assert!(arena.free(offset)));
+        for offset in offsets {
+            assert!(arena.free(offset));
+        }
         assert_eq!((arena.largest_hole(), arena.used()), (Bytes(1000), Bytes(0)));
     }
 

@@ -18,6 +18,8 @@ pub struct Turn {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Forecast {
     turns: Vec<Turn>,
+    /// No model is listed twice: then [`Forecast::starts`] needs no search.
+    distinct: bool,
     /// The entry of `turns` that follows the running turn. The list is taken to repeat.
     next: usize,
     running: Option<Running>,
@@ -43,6 +45,9 @@ impl Forecast {
     /// Replaces the queue. `turns` starts with the passes that have not begun yet.
     pub fn expect(&mut self, turns: &[Turn]) {
         self.turns = turns.to_vec();
+        let mut models: Vec<_> = turns.iter().map(|turn| turn.model).collect();
+        models.sort_unstable();
+        self.distinct = models.windows(2).all(|pair| pair[0] != pair[1]);
         self.next = 0;
         let Some(running) = &mut self.running else { return };
         running.passes_left = match turns.first() {
@@ -106,11 +111,11 @@ impl Forecast {
             let rest = n.saturating_sub(u64::from(running.position));
             at = rest.saturating_add(n.saturating_mul(u64::from(running.passes_left.saturating_sub(1))));
         }
-        let mut starts: Vec<(ModelId, u64)> = Vec::new();
+        let mut starts: Vec<(ModelId, u64)> = Vec::with_capacity(self.turns.len());
         for k in 0..self.turns.len() {
             let turn = self.turns[(self.next + k) % self.turns.len()];
             let n = u64::from(units(turn.model));
-            if n > 0 && starts.iter().all(|(model, _)| *model != turn.model) {
+            if n > 0 && (self.distinct || starts.iter().all(|(model, _)| *model != turn.model)) {
                 starts.push((turn.model, at));
             }
             at = at.saturating_add(n.saturating_mul(u64::from(turn.passes.max(1))));
@@ -120,6 +125,7 @@ impl Forecast {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -164,6 +170,14 @@ mod tests {
         assert_eq!(starts(&f), [(B, 11), (A, 21)]);
         f.expect(&[turn(B, 1)]);
         assert_eq!(starts(&f), [(B, 1)]);
+    }
+
+    #[test]
+    fn a_model_listed_twice_starts_with_its_first_turn() {
+        let mut f = Forecast::default();
+        f.expect(&[turn(A, 1), turn(B, 1), turn(A, 2), turn(C, 1)]);
+        f.arrive(at(A, 0), 10);
+        assert_eq!(starts(&f), [(B, 10), (A, 20), (C, 40)]);
     }
 
     #[test]

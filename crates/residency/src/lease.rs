@@ -72,6 +72,7 @@ impl<H> fmt::Debug for Lease<H> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

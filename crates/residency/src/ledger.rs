@@ -220,6 +220,7 @@ fn take(from: &mut Bytes, bytes: Bytes) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -108,6 +108,7 @@ fn fill(tensors: &[Tensor], limit: Bytes) -> Option<Vec<Vec<Piece>>> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

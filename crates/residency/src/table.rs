@@ -234,8 +234,14 @@ impl Table {
                 known.push(Stretch { model: id, units, base: clamp(start), known: true });
             }
         }
-        let mut idle: Vec<_> = self.models().filter(|(id, _)| known.iter().all(|s| s.model != *id)).collect();
-        idle.sort_by_key(|(id, model)| (model.last_used, *id));
+        let mut queued: Vec<_> = known.iter().map(|stretch| stretch.model).collect();
+        queued.sort_unstable();
+        queued.dedup();
+        let mut idle: Vec<_> = Vec::new();
+        if queued.len() < self.models.len() {
+            idle.extend(self.models().filter(|(id, _)| queued.binary_search(id).is_err()));
+            idle.sort_by_key(|(id, model)| (model.last_used, *id));
+        }
         let idle = idle.into_iter().map(|(id, model)| {
             let units = 0..model.len();
             Stretch { model: id, units, base: UNKNOWN, known: false }
@@ -416,6 +422,7 @@ fn clamp(n: u64) -> i64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

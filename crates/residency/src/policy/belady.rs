@@ -168,6 +168,7 @@ fn fill(counts: &[(u64, u64)], room: u64) -> u64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::units::ModelId;

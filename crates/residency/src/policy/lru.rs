@@ -30,6 +30,7 @@ impl Policy for Lru {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::policy::Cut;
