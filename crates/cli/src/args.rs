@@ -1,0 +1,339 @@
+//! What was typed: the command line as clap parses it, and the texts of `--help`.
+//!
+//! Nothing here decides anything; `options.rs` turns these structs into what they mean.
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Runs GGUF language models, ternary 1.58-bit ones and ordinary quantizations, on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "nexaquant", version, max_term_width = 100, after_help = EXAMPLES)]
+#[command(arg_required_else_help = true, subcommand_required = true, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  nexaquant chat                              talk to alpha, the model inside this program
+  nexaquant run beta -p \"Tell me a story.\"    one answer, then the measured speed
+  nexaquant run model.gguf -f question.txt    any GGUF file
+  nexaquant info                              what this machine offers and what will be used
+
+MODEL is the path of a GGUF file or one of the bundled names alpha, beta, gamma and delta.
+Without it alpha is used, which is part of the program and needs no file.
+Each command explains its options: nexaquant run --help";
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Talk with a model.
+    Chat(ChatArgs),
+    /// Answer one prompt.
+    Run(RunArgs),
+    /// Log-probability of each token of a text.
+    Score(ScoreArgs),
+    /// How well a model predicts a text file.
+    Perplexity(PerplexityArgs),
+    /// What is in a model file and what will run on what.
+    Inspect(InspectArgs),
+    /// What this machine offers and what will be used.
+    Info(InfoArgs),
+}
+
+const MODEL_HELP: &str = "Path of a GGUF file, or alpha (built in), beta, gamma or delta";
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+While talking:
+  /help             the commands        /system TEXT   how the model should behave; starts over
+  /reset            forget everything   /stats         what was measured so far
+  /save FILE        keep the talk; .json for a machine, anything else for people
+  /exit or Ctrl-D   leave               Ctrl-C         stop the answer
+
+Without a terminal each line of standard input is one turn:
+  printf 'Hello!\\nWhat is your name?\\n' | nexaquant chat")]
+pub struct ChatArgs {
+    #[arg(help = MODEL_HELP, default_value = "alpha", hide_default_value = true)]
+    pub model: String,
+    /// What the model is told before the first turn.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Conversation")]
+    pub system: Option<String>,
+    /// Use the Jinja chat template in FILE in place of the model's own.
+    #[arg(long, value_name = "FILE", help_heading = "Conversation")]
+    pub chat_template: Option<PathBuf>,
+    #[command(flatten)]
+    pub answer: AnswerArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nexaquant run -p \"What is your name?\"
+  nexaquant run gamma -p \"Tell me about the sea.\" --temp 0     always the likeliest token
+  nexaquant run beta --raw -p \"Once upon a time\" -n 50         go on with a text
+  echo \"Name three colours.\" | nexaquant run delta - --json    one JSON object, for scripts
+
+The answer goes to standard output as it comes, the measured line to standard error.")]
+pub struct RunArgs {
+    #[arg(help = MODEL_HELP)]
+    pub model: Option<String>,
+    /// `-`: read the prompt from standard input.
+    #[arg(value_name = "-", value_parser = ["-"], hide_possible_values = true)]
+    pub stdin: Option<String>,
+    /// The prompt.
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Prompt")]
+    #[arg(conflicts_with_all = ["file", "stdin"])]
+    pub prompt: Option<String>,
+    /// Read the prompt from FILE (`-`: standard input). One newline at its end is dropped.
+    #[arg(short, long, value_name = "FILE", help_heading = "Prompt", conflicts_with = "stdin")]
+    pub file: Option<PathBuf>,
+    /// What the model is told before the prompt.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Prompt")]
+    #[arg(conflicts_with = "raw")]
+    pub system: Option<String>,
+    /// Use the Jinja chat template in FILE in place of the model's own.
+    #[arg(long, value_name = "FILE", help_heading = "Prompt", conflicts_with = "raw")]
+    pub chat_template: Option<PathBuf>,
+    /// Continue the prompt as it is: no chat template, only the beginning-of-sequence token if the model asks for one.
+    #[arg(long, help_heading = "Prompt")]
+    pub raw: bool,
+    /// Let names of control tokens in a raw prompt, such as <|end|>, be those tokens. Otherwise they are plain text.
+    #[arg(long, help_heading = "Prompt", requires = "raw")]
+    pub special: bool,
+    /// Print one JSON object (text, token ids, speeds) and nothing else.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+    /// Do not print the measured line.
+    #[arg(short, long, help_heading = "Output")]
+    pub quiet: bool,
+    #[command(flatten)]
+    pub answer: AnswerArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nexaquant score alpha --text \"The cat sat on the mat.\"
+  nexaquant score beta --tokens 1,319,4937 --activations float --json
+
+--json prints {\"tokens\":[n ids],\"logprobs\":[n-1 numbers],\"top1\":[n ids]}: logprobs[i] is the natural
+logarithm of the probability of tokens[i+1] after tokens[..=i], top1[i] the likeliest token there.")]
+pub struct ScoreArgs {
+    #[arg(help = MODEL_HELP, default_value = "alpha", hide_default_value = true)]
+    pub model: String,
+    /// Token ids, taken as they are.
+    #[arg(long, value_name = "ID,ID,…", value_delimiter = ',', help_heading = "Text")]
+    #[arg(required_unless_present = "text", conflicts_with = "text")]
+    pub tokens: Option<Vec<u32>>,
+    /// A text; the model's beginning-of-sequence token is put before it if the model asks for one.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Text")]
+    pub text: Option<String>,
+    /// Print one JSON object.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  nexaquant perplexity gamma -f story.txt --ctx 512
+
+The text is cut into chunks of --ctx tokens (512 unless given), each starting with the model's
+beginning-of-sequence token if it asks for one. The second half of each chunk is scored, so that every
+scored token has at least half a chunk before it. Lower is better; 1 would be perfect foresight.")]
+pub struct PerplexityArgs {
+    #[arg(help = MODEL_HELP, default_value = "alpha", hide_default_value = true)]
+    pub model: String,
+    /// The text (`-`: standard input).
+    #[arg(short, long, value_name = "FILE", help_heading = "Text")]
+    pub file: PathBuf,
+    /// Score at most N chunks.
+    #[arg(long, value_name = "N", help_heading = "Text", value_parser = clap::value_parser!(u64).range(1..))]
+    pub chunks: Option<u64>,
+    /// Print one JSON object.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nexaquant inspect beta
+  nexaquant inspect model.gguf --json
+
+A file whose model cannot run here is shown all the same, with the reason.")]
+pub struct InspectArgs {
+    #[arg(help = MODEL_HELP, default_value = "alpha", hide_default_value = true)]
+    pub model: String,
+    /// Print one JSON object.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+    /// Print the operations of each layer in place of metadata and tensors.
+    #[arg(long, help_heading = "Output", conflicts_with = "json")]
+    pub ops: bool,
+    /// How activations would reach the kernels.
+    #[arg(long, value_name = "MODE", default_value = "int8", help_heading = "Computation")]
+    pub activations: Activations,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+NEXAQUANT_ISA=scalar|avx2|avx512 overrides the choice of instruction set, for tests and comparisons.")]
+pub struct InfoArgs {
+    /// Print one JSON object.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+/// What bounds an answer.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Length")]
+pub struct AnswerArgs {
+    /// Most tokens of an answer. Without it the model ends when it is done or the context is full.
+    #[arg(short = 'n', long, value_name = "N")]
+    pub max_tokens: Option<usize>,
+    /// End the answer before TEXT. Can be given several times.
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub stop: Vec<String>,
+    /// Go on after the model has ended its turn, until --max-tokens or the context is full.
+    #[arg(long)]
+    pub ignore_eos: bool,
+}
+
+/// How tokens are chosen.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Choice of tokens")]
+pub struct SamplingArgs {
+    /// Temperature: 0 always takes the likeliest token, higher values are bolder.
+    #[arg(long, value_name = "X", default_value_t = 0.8, allow_negative_numbers = true)]
+    pub temp: f32,
+    /// Choose among the K likeliest tokens only; 0: among all.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Choose among the likeliest tokens whose probabilities add up to P; 1: among all.
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub top_p: f32,
+    /// Drop tokens less than P times as likely as the likeliest; 0: none.
+    #[arg(long, value_name = "P", default_value_t = 0.05, allow_negative_numbers = true)]
+    pub min_p: f32,
+    /// Choose among the tokens that are as surprising as this model usually is, up to a probability of P; 1: among all.
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
+    pub typical_p: f32,
+    /// Make tokens that were said before less likely by this factor; 1: no.
+    #[arg(long, value_name = "X", default_value_t = 1.1, allow_negative_numbers = true)]
+    pub repeat_penalty: f32,
+    /// How many of the latest tokens the three penalties look at; 0: none, -1: all.
+    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true)]
+    pub repeat_last_n: i32,
+    /// Subtract X from the logit of a token that was said before.
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub presence_penalty: f32,
+    /// Subtract X from the logit of a token each time it was said before.
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+    /// Add VALUE to the logit of token ID (`-inf` forbids it). Can be given several times.
+    #[arg(long, value_name = "ID=VALUE", value_parser = logit_bias)]
+    pub logit_bias: Vec<(u32, f32)>,
+    /// Start of the random numbers. The same seed, prompt and options give the same answer; without it every run differs.
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}
+
+/// How the model is computed.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Computation")]
+pub struct EngineArgs {
+    /// Most tokens of prompt and answers together; 0: as many as the model was made for. Without it 4096, or fewer if
+    /// the model was made for fewer.
+    #[arg(short, long, value_name = "N")]
+    pub ctx: Option<usize>,
+    /// How keys and values of earlier tokens are kept. Without it f16, or f32 with --activations float.
+    #[arg(long, value_name = "TYPE")]
+    pub kv: Option<Kv>,
+    /// int8: activations are rounded to 8 bits, the fast way. float: they are not, and ternary weights only add and
+    /// subtract.
+    #[arg(long, value_name = "MODE", default_value = "int8")]
+    pub activations: Activations,
+    /// Threads to compute with. Without it one for each physical core this process may use.
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub threads: Option<u16>,
+    /// Let the system move threads from core to core.
+    #[arg(long)]
+    pub no_pin: bool,
+    /// Most prompt tokens computed at once: more is faster for long prompts and takes memory. The answer is the same.
+    #[arg(short, long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u16).range(1..=8192))]
+    pub batch: u16,
+}
+
+/// Element type of the key-value cache.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+#[value(rename_all = "snake_case")]
+pub enum Kv {
+    /// 2 bytes a value.
+    F16,
+    /// 4 bytes a value, exact.
+    F32,
+    /// About 1 byte a value.
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+/// How activations reach the kernels.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Activations {
+    /// Rounded to 8 bits.
+    Int8,
+    /// As they are.
+    Float,
+}
+
+fn logit_bias(text: &str) -> Result<(u32, f32), String> {
+    let wanted = "wanted ID=VALUE, such as 15=-2.5";
+    let (id, value) = text.split_once('=').ok_or(wanted)?;
+    let id = id.trim().parse().map_err(|_| format!("{id:?} is no token id; {wanted}"))?;
+    let value: f32 = value.trim().parse().map_err(|_| format!("{value:?} is no number; {wanted}"))?;
+    Ok((id, value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_is_explained() {
+        for command in Cli::command().get_subcommands() {
+            for arg in command.get_arguments().filter(|a| a.get_id() != "help") {
+                let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.len() > 10, "{} {}: {help:?}", command.get_name(), arg.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn a_logit_bias_is_an_id_and_a_number() {
+        assert_eq!(logit_bias("15=-2.5"), Ok((15, -2.5)));
+        assert_eq!(logit_bias("7=-inf"), Ok((7, f32::NEG_INFINITY)));
+        for bad in ["15", "=1", "a=1", "1=b", "-1=2"] {
+            assert!(logit_bias(bad).unwrap_err().contains("ID=VALUE"), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The commands, one file each.
+
+pub mod chat;
+pub mod info;
+pub mod inspect;
+pub mod perplexity;
+pub mod run;
+pub mod score;

@@ -1,0 +1,48 @@
+//! From options to a loaded model and threads, with a word where a wish cannot be met in full.
+
+use crate::failure::Failure;
+use crate::models::Source;
+use crate::options;
+use crate::output::note;
+use nexaquant_engine::{LoadCause, Model, Pool, topology};
+
+/// Loads a model and starts the threads.
+pub fn open(source: &Source, options: &options::Engine) -> Result<(Model, Pool), Failure> {
+    let model = load(source, options)?;
+    let parallelism = topology().parallelism;
+    if let Some(threads) = options.pool.threads.filter(|&n| n > parallelism) {
+        note(
+            "warning: ",
+            &format!("{threads} threads share {parallelism} processors; fewer would be faster"),
+        );
+    }
+    let made_for = model.architecture().hparams.context_length;
+    if let Some(context) = options.context.filter(|&n| n > made_for) {
+        note("warning: ", &format!("--ctx {context} is more than this model was made for; using {made_for}"));
+    }
+    let pool = Pool::new(options.pool).map_err(|e| match e.kind() {
+        std::io::ErrorKind::InvalidInput => Failure::Input(format!("--threads: {e}")),
+        _ => Failure::Internal(format!("cannot start threads: {e}; try --threads 1")),
+    })?;
+    Ok((model, pool))
+}
+
+fn load(source: &Source, options: &options::Engine) -> Result<Model, Failure> {
+    source.load(options.load).map_err(|error| match error.cause {
+        // These name the file themselves.
+        LoadCause::File(cause) => Failure::input(cause),
+        _ => Failure::input(error),
+    })
+}
+
+/// Token ids of plain text, with the beginning-of-sequence token if the model asks for one.
+pub fn encode(model: &Model, text: &str, special: bool) -> Result<Vec<u32>, Failure> {
+    use nexaquant_engine::tokenizer::Special;
+    let tokenizer = model.tokenizer();
+    let special = if special { Special::Parse } else { Special::AsText };
+    let mut ids = tokenizer.encode(text, special).map_err(Failure::input)?;
+    if let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.add_bos() && ids.first() != Some(bos)) {
+        ids.insert(0, bos);
+    }
+    Ok(ids)
+}
