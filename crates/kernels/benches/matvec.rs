@@ -66,7 +66,7 @@ fn matvec(criterion: &mut Criterion) {
                         for _ in 0..times {
                             kernel.run(&weights, &acts, Out::new(&mut out, rows, 0, rows, n));
                         }
-                        cpu_time() - start
+                        cpu_time().saturating_sub(start)
                     });
                 });
             }

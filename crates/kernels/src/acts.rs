@@ -101,6 +101,7 @@ impl<'a> I8Cols<'a> {
         self.layout
     }
     /// Columns `from..from + n` as a view of their own.
+    #[must_use]
     pub fn slice(&self, from: usize, n: usize) -> Self {
         assert!(from + n <= self.n, "columns {from}+{n} of {}", self.n);
         let stride = self.layout.record_bytes() / 64;
@@ -176,6 +177,7 @@ impl<'a> F32Cols<'a> {
         &self.x[column * self.stride..][..self.cols]
     }
     /// Columns `from..from + n` as a view of their own.
+    #[must_use]
     pub fn slice(&self, from: usize, n: usize) -> Self {
         assert!(from + n <= self.n, "columns {from}+{n} of {}", self.n);
         let x = if n == 0 { &[] } else { &self.x[from * self.stride..][..(n - 1) * self.stride + self.cols] };

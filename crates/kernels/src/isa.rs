@@ -118,6 +118,7 @@ fn choose(asked: Option<std::ffi::OsString>) -> Result<Isa, IsaError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 mod tests {
     use super::*;
 

@@ -1,6 +1,8 @@
 //! Kernels on any bytes a file may hold: the same bits on every instruction set, exact integers at the extremes,
 //! and no byte read behind the last one.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod common;
 
 use common::{Rng, any_bytes, columns, lengths, run};

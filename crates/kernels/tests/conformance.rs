@@ -5,6 +5,8 @@
 //! - float: the same; ternary formats within 1e-6 relative of a sequential f64 sum.
 //! - guard zones around the result stay untouched.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 mod common;
 
 use common::{Rng, columns, lengths, run, tensor};

@@ -3,6 +3,8 @@
 //! The values must agree to the bit, -0 included. Every format's value is a chain of f32 operations in one
 //! order, and the recording follows the same order, so no tolerance is needed.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
 use nexaquant_kernels::{FORMATS, Format, Weights};
 use std::path::Path;
 

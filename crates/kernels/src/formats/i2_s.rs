@@ -14,7 +14,7 @@
 use super::Blocks;
 use super::ternary::{Ternary, ternarize, ternary_float};
 use crate::format::Format;
-use crate::simd::Bytes;
+use crate::simd::{Bytes, Lanes};
 
 pub(super) static FORMAT: Format = Format { ternary: true, tail_bytes: TAIL, ..Format::quantized::<I2S>() };
 
@@ -55,7 +55,7 @@ impl Ternary for I2S {
         0
     }
     #[inline(always)]
-    fn scale_value(_: u16) -> f32 {
+    unsafe fn scale_value<L: Lanes>(_: u16) -> f32 {
         1.0
     }
     fn codes(block: &[u8], out: &mut [u8]) {

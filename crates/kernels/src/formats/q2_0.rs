@@ -41,7 +41,7 @@ impl<const GROUP: usize> Block64 for Q2_0<GROUP> {
         let extreme = src.iter().fold(0f32, |m, &x| if x.abs() > m.abs() { x } else { m });
         let level = |x: f32, d: f32| if d == 0.0 { 0.0 } else { (x / d).round().clamp(-1.0, 2.0) };
         let error = |d: f32| src.iter().map(|x| (level(*x, d) * d - x).powi(2)).sum::<f32>();
-        let steps = [extreme.abs(), extreme / 2.0].map(|d| f16::from_f32(d));
+        let steps = [extreme.abs(), extreme / 2.0].map(f16::from_f32);
         let d = if error(steps[1].to_f32()) < error(steps[0].to_f32()) { steps[1] } else { steps[0] };
         block.fill(0);
         block[..2].copy_from_slice(&d.to_le_bytes());

@@ -21,8 +21,15 @@ use crate::simd::{Bytes, Lanes};
 pub(crate) trait Ternary: Blocks {
     /// The bits of a block's scale; a format with one scale a tensor returns a constant.
     fn scale_bits(block: &[u8]) -> u16;
-    /// The scale that the bits mean.
-    fn scale_value(bits: u16) -> f32;
+    /// The scale that the bits mean: a half, unless the format says otherwise.
+    ///
+    /// # Safety
+    /// `L` is enabled.
+    #[inline(always)]
+    unsafe fn scale_value<L: Lanes>(bits: u16) -> f32 {
+        // SAFETY: the caller's promise, passed on.
+        unsafe { L::f16_to_f32(bits) }
+    }
     /// The codes (0, 1, 2 for -1, 0, +1) of a block in element order, in plain Rust.
     fn codes(block: &[u8], out: &mut [u8]);
     /// The codes of elements `64 * group ..` of a block, in element order. `group` is a constant once the
@@ -46,18 +53,20 @@ impl<T: Ternary> Int8Row for T {
     fn scalar(row: &[u8], scale: f32, x: Column<'_>) -> f32 {
         let mut codes = [0u8; 256];
         let codes = &mut codes[..T::BLOCK];
+        // SAFETY: the portable implementation is callable anywhere.
+        let value = |bits| unsafe { T::scale_value::<Scalar>(bits) };
         let (mut acc, mut sum, mut run) = (0f32, 0i32, None);
         for (block, q) in row.chunks_exact(T::BYTES).zip(x.q.chunks_exact(T::BLOCK)) {
             let bits = T::scale_bits(block);
             if let Some(old) = run.filter(|&run| run != bits) {
-                acc = (sum as f32).mul_add(T::scale_value(old), acc);
+                acc = (sum as f32).mul_add(value(old), acc);
                 sum = 0;
             }
             run = Some(bits);
             T::codes(block, codes);
             sum += codes.iter().zip(q).map(|(&c, &q)| (i32::from(c) - 1) * i32::from(q)).sum::<i32>();
         }
-        acc = (sum as f32).mul_add(T::scale_value(run.unwrap_or(0)), acc);
+        acc = (sum as f32).mul_add(value(run.unwrap_or(0)), acc);
         acc * (x.scales[0] * scale)
     }
 
@@ -69,9 +78,9 @@ impl<T: Ternary> Int8Row for T {
         while from < blocks {
             let (bits, len) = run_of::<T>(&row[from * T::BYTES..]);
             let run = &row[from * T::BYTES..][..len * T::BYTES];
-            let d = T::scale_value(bits);
             // SAFETY: `S` is enabled and the columns cover the row, by the caller.
-            let sums = unsafe { run_sums::<T, S, N>(run, x, from * T::BLOCK) };
+            let (d, sums) =
+                unsafe { (T::scale_value::<S>(bits), run_sums::<T, S, N>(run, x, from * T::BLOCK)) };
             for c in 0..N {
                 let q = if len == blocks {
                     x[c].sums[0]
@@ -144,7 +153,7 @@ unsafe fn float_row<T: Ternary, L: Lanes, const N: usize>(
             let bits = T::scale_bits(block);
             if let Some(old) = run.filter(|&run| run != bits) {
                 for c in 0..N {
-                    total[c] += f64::from(T::scale_value(old)) * fold_lanes::<L>(lanes[c]);
+                    total[c] += f64::from(T::scale_value::<L>(old)) * fold_lanes::<L>(lanes[c]);
                     lanes[c] = [L::zero_d(); 4];
                 }
             }
@@ -161,7 +170,7 @@ unsafe fn float_row<T: Ternary, L: Lanes, const N: usize>(
                 }
             }
         }
-        let d = f64::from(T::scale_value(run.unwrap_or(0)));
+        let d = f64::from(T::scale_value::<L>(run.unwrap_or(0)));
         let mut out = [0f32; N];
         for c in 0..N {
             out[c] = ((total[c] + d * fold_lanes::<L>(lanes[c])) * f64::from(scale)) as f32;

@@ -38,7 +38,7 @@ const POW3: [u8; 5] = [1, 3, 9, 27, 81];
 /// The code of element `e`.
 fn code(block: &[u8], e: usize) -> u8 {
     let (byte, n) = place(e);
-    (u16::from(block[byte].wrapping_mul(POW3[n])) * 3 >> 8) as u8
+    (u16::from(block[byte].wrapping_mul(POW3[n])) * 3 / 256) as u8
 }
 
 impl Blocks for Tq1_0 {
@@ -97,10 +97,6 @@ impl Ternary for Tq1_0 {
     #[inline(always)]
     fn scale_bits(block: &[u8]) -> u16 {
         u16::from_le_bytes([block[52], block[53]])
-    }
-    #[inline(always)]
-    fn scale_value(bits: u16) -> f32 {
-        f16::from_bits(bits).to_f32_const()
     }
     fn codes(block: &[u8], out: &mut [u8]) {
         for (e, c) in out.iter_mut().enumerate() {

@@ -49,10 +49,6 @@ impl Ternary for Tq2_0 {
     fn scale_bits(block: &[u8]) -> u16 {
         u16::from_le_bytes([block[64], block[65]])
     }
-    #[inline(always)]
-    fn scale_value(bits: u16) -> f32 {
-        f16::from_bits(bits).to_f32_const()
-    }
     fn codes(block: &[u8], out: &mut [u8]) {
         for (e, c) in out.iter_mut().enumerate() {
             *c = code(block, e);
