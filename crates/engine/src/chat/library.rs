@@ -7,10 +7,9 @@ use minijinja::{Environment, Error, ErrorKind, State, Value};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-/// Filters and functions that are taken away: chat templates do not use them, and they make much out of little.
+/// Filters that are taken away: chat templates do not use them, and they make much out of little.
 const REMOVED_FILTERS: &[&str] =
     &["format", "pprint", "batch", "slice", "zip", "chain", "sum", "lines", "string"];
-const REMOVED_FUNCTIONS: &[&str] = &["debug"];
 
 /// Most elements of a range.
 const MOST_STEPS: i64 = 10_000;
@@ -60,8 +59,10 @@ fn wrong(reason: impl Into<String>) -> Error {
 
 /// Adds everything to an environment. `now`: seconds since 1970.
 pub(super) fn install(env: &mut Environment, limits: &Arc<Limits>, now: u64) {
-    REMOVED_FILTERS.iter().for_each(|name| env.remove_filter(name));
-    REMOVED_FUNCTIONS.iter().for_each(|name| env.remove_global(name));
+    for name in REMOVED_FILTERS {
+        env.remove_filter(name);
+    }
+    env.remove_global("debug");
 
     let limited = limits.clone();
     env.add_function("raise_exception", move |message: String| -> Result<Value, Error> {

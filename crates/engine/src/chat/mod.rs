@@ -15,6 +15,7 @@ use crate::tokenizer::{MAX_TEXT_BYTES, Special, Tokenizer, TokenizerError};
 use minijinja::{Value, context};
 use nexaquant_gguf::Metadata;
 use shield::{Shield, Shielded};
+use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Longest template accepted, in bytes. The longest known have about 20,000.
@@ -146,8 +147,10 @@ impl Default for RenderOptions {
 /// How conversations with one model are written.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
-    /// None for the plain form.
+    /// As given; None for the plain form.
     source: Option<String>,
+    /// As it runs.
+    prepared: String,
     bos: String,
     eos: String,
 }
@@ -175,17 +178,17 @@ impl ChatTemplate {
         if source.len() > MAX_TEMPLATE_BYTES {
             return Err(ChatError::TemplateTooLong { bytes: source.len(), most: MAX_TEMPLATE_BYTES });
         }
-        let source = library::without_generation_tags(source);
-        sandbox::check(&source)?;
-        Ok(Self { source: Some(source), bos: bos.to_owned(), eos: eos.to_owned() })
+        let prepared = sandbox::prepare(&library::without_generation_tags(source))?;
+        sandbox::check(&prepared)?;
+        Ok(Self { source: Some(source.to_owned()), prepared, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
     /// For models without a template: every message as a line that starts with its role, `User: …`.
     pub fn plain() -> Self {
-        Self { source: None, bos: String::new(), eos: String::new() }
+        Self { source: None, prepared: String::new(), bos: String::new(), eos: String::new() }
     }
 
-    /// The template as it runs; None for the plain form.
+    /// The template; None for the plain form.
     pub fn source(&self) -> Option<&str> {
         self.source.as_deref()
     }
@@ -249,11 +252,10 @@ impl ChatTemplate {
         options: &RenderOptions,
     ) -> Result<Shielded, ChatError> {
         measure(messages)?;
-        let source = self.source.as_deref().unwrap_or_default();
-        let shield = Shield::new(tokenizer, source, messages)?;
+        let shield = Shield::new(tokenizer, &self.prepared, messages)?;
         let messages: Vec<Message> =
             messages.iter().map(|m| Message { role: m.role, content: shield.protect(&m.content) }).collect();
-        let rendered = self.run(source, &messages, options);
+        let rendered = self.run(&messages, options);
         let Some((system, others)) = without_system(&messages) else {
             return rendered.map(|text| shield.remove(&text));
         };
@@ -262,17 +264,17 @@ impl ChatTemplate {
             rendered
         } else {
             // The second attempt counts only if it succeeds; otherwise the first says more.
-            self.run(source, &others, options).or(rendered)
+            self.run(&others, options).or(rendered)
         };
         rendered.map(|text| shield.remove(&text))
     }
 
-    fn run(&self, source: &str, messages: &[Message], options: &RenderOptions) -> Result<String, ChatError> {
+    fn run(&self, messages: &[Message], options: &RenderOptions) -> Result<String, ChatError> {
         let messages: Vec<Value> = messages
             .iter()
             .map(|message| context! { role => message.role.as_str(), content => message.content.as_str() })
             .collect();
-        let mut variables = vec![
+        let mut variables = BTreeMap::from([
             ("messages", Value::from(messages)),
             ("add_generation_prompt", Value::from(options.add_generation_prompt)),
             ("bos_token", Value::from(self.bos.as_str())),
@@ -280,13 +282,13 @@ impl ChatTemplate {
             // As Hugging Face does: present, but none.
             ("tools", Value::from(())),
             ("documents", Value::from(())),
-        ];
+        ]);
         if let Some(thinking) = options.enable_thinking {
-            variables.push(("enable_thinking", Value::from(thinking)));
+            variables.insert("enable_thinking", Value::from(thinking));
         }
         let now = options.now.unwrap_or_else(SystemTime::now);
         let seconds = now.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        sandbox::run(source, variables.into_iter().collect(), seconds)
+        sandbox::run(&self.prepared, Value::from(variables), seconds)
     }
 }
 

@@ -10,7 +10,7 @@
 
 use super::{ChatError, library};
 use minijinja::machinery::{
-    CompiledTemplate, Instruction, Instructions, TemplateConfig, eval, make_string_output,
+    CompiledTemplate, Instruction, Instructions, TemplateConfig, Token, eval, make_string_output, tokenize,
 };
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
@@ -27,6 +27,10 @@ const VALUE_BYTES: usize = 64 << 10;
 const TOTAL_BYTES: usize = 16 << 20;
 /// Elements of lists and maps that may be looked at for measuring.
 const VISITS: usize = 2_000_000;
+/// Tokens of the longest tag. A chain such as `a + a + a …` is as deep for the compiler as it is long.
+const TAG_TOKENS: usize = 2048;
+/// Most branches of one `if`, which the compiler nests as well; counted over the whole template.
+const BRANCHES: usize = 512;
 /// How deep lists and maps may be nested, and calls of macros.
 const DEPTH: usize = 32;
 const CALL_DEPTH: usize = 150;
@@ -37,6 +41,8 @@ const MULTIPLY: &str = "*";
 const CONCAT: &str = "~";
 const MEASURED: &str = "measured";
 const STORABLE: &str = "storable";
+/// A filter that changes nothing, but that the compiler does not look through.
+const OPAQUE: &str = "__opaque";
 /// Tells the engine not to remember the function in a slot of its own.
 const NO_SLOT: u8 = u8::MAX;
 
@@ -164,18 +170,64 @@ fn config() -> TemplateConfig {
     TemplateConfig { syntax_config: syntax, default_auto_escape: Arc::new(|_| AutoEscape::None) }
 }
 
+/// A template made fit for the compiler: it multiplies constants when it compiles, however large the result, and it
+/// recurses along chains. So the left side of every `*` becomes something it cannot compute, and chains have a limit.
+///
+/// # Errors
+/// Text that does not fall into tokens, and chains that are too long.
+pub(super) fn prepare(source: &str) -> Result<String, ChatError> {
+    let syntax = |reason: String| ChatError::Syntax { reason };
+    let mut prepared = String::with_capacity(source.len());
+    let (mut copied, mut tokens, mut branches) = (0, 0, 0);
+    let mut after_operand = false;
+    for token in tokenize(source, false, config().syntax_config) {
+        let (token, span) = token.map_err(|error| syntax(describe(&error)))?;
+        tokens = if matches!(token, Token::BlockStart | Token::VariableStart) { 0 } else { tokens + 1 };
+        branches += usize::from(matches!(token, Token::Ident("elif")));
+        if tokens > TAG_TOKENS {
+            return Err(syntax(format!(
+                "line {}: a tag of more than {TAG_TOKENS} words and signs",
+                span.start_line
+            )));
+        }
+        if branches > BRANCHES {
+            return Err(syntax(format!("line {}: more than {BRANCHES} times elif", span.start_line)));
+        }
+        if matches!(token, Token::Mul) && after_operand {
+            let at = span.start_offset as usize;
+            prepared.push_str(source.get(copied..at).unwrap_or_default());
+            prepared.extend(["|", OPAQUE, " "]);
+            copied = at;
+        }
+        after_operand = matches!(
+            token,
+            Token::Ident(_)
+                | Token::Str(_)
+                | Token::String(_)
+                | Token::Int(_)
+                | Token::Int128(_)
+                | Token::Float(_)
+                | Token::BracketClose
+                | Token::ParenClose
+                | Token::BraceClose
+        );
+    }
+    prepared.push_str(source.get(copied..).unwrap_or_default());
+    Ok(prepared)
+}
+
 fn compile(source: &str) -> Result<Instructions<'_>, ChatError> {
     let compiled = CompiledTemplate::new("chat template", source, &config())
         .map_err(|error| ChatError::Syntax { reason: describe(&error) })?;
     rewrite(&compiled.instructions, source)
 }
 
-/// Whether a template can be compiled.
+/// Whether a [prepared](prepare) template can be compiled.
 pub(super) fn check(source: &str) -> Result<(), ChatError> {
     compile(source).map(drop)
 }
 
-/// Runs a template. `variables`: what it may use. `now`: seconds since 1970, for templates that print a date.
+/// Runs a [prepared](prepare) template. `variables`: what it may use. `now`: seconds since 1970, for templates that print a date.
 pub(super) fn run(source: &str, variables: Value, now: u64) -> Result<String, ChatError> {
     let instructions = compile(source)?;
     let messages = variables.get_attr("messages").ok().and_then(|messages| messages.len()).unwrap_or(0);
@@ -219,6 +271,7 @@ fn describe(error: &Error) -> String {
 
 /// Adds the functions the rewritten program calls.
 fn install(env: &mut Environment, limits: &Arc<Limits>) {
+    env.add_filter(OPAQUE, |value: Value| value);
     let limited = limits.clone();
     env.add_filter(MEASURED, move |value: Value| limited.measured(value));
     let limited = limits.clone();

@@ -412,7 +412,9 @@ proptest! {
             ..open()
         };
         let mut sampler = sampler(params.clone(), logits.len());
-        recent.iter().for_each(|&token| sampler.accept(token));
+        for &token in &recent {
+            sampler.accept(token);
+        }
         let found = left(&mut sampler, &logits);
         let wanted = wanted(&params, &recent, &logits);
         let ids = |list: &[(u32, f64)]| list.iter().map(|t| t.0).collect::<Vec<_>>();

@@ -74,17 +74,13 @@ impl StreamDecoder {
                 Err(error) => {
                     let (valid, after) = rest.split_at(error.valid_up_to());
                     text.push_str(str::from_utf8(valid).unwrap_or_default());
-                    match error.error_len() {
-                        Some(bad) => {
-                            text.push('\u{fffd}');
-                            rest = &after[bad..];
-                        }
-                        None => {
-                            let keep = self.pending.len() - after.len();
-                            self.pending.drain(..keep);
-                            return text;
-                        }
-                    }
+                    let Some(bad) = error.error_len() else {
+                        let keep = self.pending.len() - after.len();
+                        self.pending.drain(..keep);
+                        return text;
+                    };
+                    text.push('\u{fffd}');
+                    rest = &after[bad..];
                 }
             }
         }

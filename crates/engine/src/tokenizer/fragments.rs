@@ -29,11 +29,19 @@ impl Matcher {
         } else {
             let built = AhoCorasick::builder()
                 .match_kind(MatchKind::LeftmostLongest)
-                .start_kind(StartKind::Unanchored)
+                .start_kind(StartKind::Both)
                 .build(&texts);
             Some(built.map_err(|error| TokenizerError::TooManySpecials { reason: error.to_string() })?)
         };
         Ok(Self { automaton, ids })
+    }
+
+    /// Whether one of the tokens occurs in `text`, or begins it.
+    pub fn occurs(&self, text: &str, at_start: bool) -> bool {
+        let anchored = if at_start { Anchored::Yes } else { Anchored::No };
+        self.automaton
+            .as_ref()
+            .is_some_and(|automaton| automaton.find(Input::new(text).anchored(anchored)).is_some())
     }
 
     /// Calls `emit` with the pieces of `text` in order; no piece of text is empty. A token counts only where `allow`

@@ -137,7 +137,7 @@ pub enum Special {
 }
 
 enum Merger {
-    Spm(SpmTokenizer),
+    Spm(Box<SpmTokenizer>),
     Bpe(Box<splintr::Tokenizer>),
 }
 
@@ -149,8 +149,10 @@ pub struct Tokenizer {
     user_defined: Matcher,
     /// Whether whitespace after a control token belongs to it, as in Phi-3.
     control_takes_space: bool,
-    add_bos: bool,
-    add_eos: bool,
+    /// The token every sequence starts with, if any.
+    first: Option<u32>,
+    /// The token every complete sequence ends with, if any.
+    last: Option<u32>,
     /// Whether text starts with a space that is not written, SentencePiece's dummy prefix.
     space_prefix: bool,
 }
@@ -174,7 +176,7 @@ impl Tokenizer {
         let merger = match spelling {
             Spelling::SentencePiece => {
                 space_prefix = metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-                Merger::Spm(sentencepiece(&vocab, metadata)?.with_prefix_space(space_prefix))
+                Merger::Spm(Box::new(sentencepiece(&vocab, metadata)?.with_prefix_space(space_prefix)))
             }
             Spelling::ByteLevel => {
                 let pre = pre_tokenizer(metadata)?;
@@ -183,6 +185,8 @@ impl Tokenizer {
                 Merger::Bpe(Box::new(byte_pairs(&vocab, merges, pre)?))
             }
         };
+        let add_bos = metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos);
+        let add_eos = metadata.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false);
         // Files lack the flag; the name is what llama.cpp goes by as well.
         let name = metadata.str("general.name").ok().flatten().unwrap_or_default().to_lowercase();
         Ok(Self {
@@ -192,8 +196,8 @@ impl Tokenizer {
             )?,
             user_defined: Matcher::new(&vocab, vocab.ids(TokenKind::UserDefined))?,
             control_takes_space: name.contains("phi-3") || name.contains("phi3"),
-            add_bos: vocab.bos.is_some() && metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(add_bos),
-            add_eos: vocab.eos.is_some() && metadata.bool("tokenizer.ggml.add_eos_token")?.unwrap_or(false),
+            first: vocab.bos.filter(|_| add_bos),
+            last: vocab.eos.filter(|_| add_eos),
             space_prefix,
             vocab,
             merger,
@@ -213,7 +217,7 @@ impl Tokenizer {
     pub fn encode_sequence(&self, text: &str, special: Special) -> Result<Vec<u32>, TokenizerError> {
         let mut ids = self.encode(text, special)?;
         self.prepend_bos(&mut ids);
-        if let Some(eos) = self.vocab.eos.filter(|eos| self.add_eos && ids.last() != Some(eos)) {
+        if let Some(eos) = self.last.filter(|eos| ids.last() != Some(eos)) {
             ids.push(eos);
         }
         Ok(ids)
@@ -221,7 +225,7 @@ impl Tokenizer {
 
     /// Puts the beginning-of-sequence token first if the file asks for one and it is not there.
     pub(crate) fn prepend_bos(&self, ids: &mut Vec<u32>) {
-        if let Some(bos) = self.vocab.bos.filter(|bos| self.add_bos && ids.first() != Some(bos)) {
+        if let Some(bos) = self.first.filter(|bos| ids.first() != Some(bos)) {
             ids.insert(0, bos);
         }
     }
@@ -318,12 +322,12 @@ impl Tokenizer {
 
     /// Whether a sequence starts with [`bos`](Self::bos); false if there is none.
     pub fn add_bos(&self) -> bool {
-        self.add_bos
+        self.first.is_some()
     }
 
     /// Whether a sequence that is complete ends with [`eos`](Self::eos); false if there is none.
     pub fn add_eos(&self) -> bool {
-        self.add_eos
+        self.last.is_some()
     }
 
     /// Tokens after which a model has nothing more to say, sorted: end of sequence, of turn and of message, whether a
@@ -340,6 +344,16 @@ impl Tokenizer {
         initials.sort_unstable();
         initials.dedup();
         initials
+    }
+
+    /// Whether a control token occurs in `text`.
+    pub(crate) fn contains_control(&self, text: &str) -> bool {
+        self.control.occurs(text, false)
+    }
+
+    /// Whether `text` begins with a control token.
+    pub(crate) fn begins_with_control(&self, text: &str) -> bool {
+        self.control.occurs(text, true)
     }
 }
 
