@@ -102,7 +102,14 @@ pub enum Error {
         /// How many were given.
         units: usize,
     },
-    /// The store could not bring a unit in. The unit is cold, and its bytes are free.
+    /// A unit without bytes: there is nothing to load or lease, so leave it out or merge it with its neighbour.
+    EmptyUnit {
+        /// The model.
+        name: String,
+        /// Which of its units.
+        index: usize,
+    },
+    /// The store could not bring a unit in. The unit is as it was before, and the bytes that did not come are free.
     LoadFailed {
         /// The unit.
         unit: UnitId,
@@ -177,6 +184,9 @@ impl fmt::Display for Error {
             Error::NameTaken { name } => write!(f, "a model named {name} is registered already"),
             Error::UnitCount { name, units } => {
                 write!(f, "{name} has {units} units; 1 to {} are possible", u32::MAX)
+            }
+            Error::EmptyUnit { name, index } => {
+                write!(f, "unit {index} of {name} has no bytes; leave it out or merge it with its neighbour")
             }
             Error::LoadFailed { unit, model, bytes, reason } => {
                 write!(f, "unit {} of {model} ({bytes}) could not be loaded: {reason}", unit.index)

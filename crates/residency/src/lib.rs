@@ -15,6 +15,34 @@
 //! | `stats.rs`, `error.rs` | what happened; what was refused and why |
 //!
 //! Start with [`Pool`]. `docs/residency.md` has the reasons and the measurements.
+//!
+//! ```
+//! use std::{ops::Range, sync::Arc};
+//! use nexaquant_residency::*;
+//!
+//! /// Keeps nothing itself: the handle owns the bytes.
+//! struct Zeros;
+//!
+//! impl Store for Zeros {
+//!     type Handle = Arc<[u8]>;
+//!     fn load(&mut self, _: UnitId, missing: Range<u64>) -> Result<Started<Arc<[u8]>>, Reason> {
+//!         Ok(Started::Ready(vec![0; missing.end as usize].into()))
+//!     }
+//!     fn evict(&mut self, _: UnitId, _: Bytes) {}
+//! }
+//!
+//! let mut pool = Pool::new(Zeros, Bytes::mib(3), Box::new(TwoLevel));
+//! let model = pool.register("alpha", &[Size::whole(Bytes::mib(1)); 4])?;
+//! pool.expect(&[Turn { model, passes: 8 }]);
+//! for index in (0..4).cycle().take(32) {
+//!     let layer = pool.acquire(UnitId { model, index })?;
+//!     pool.prefetch(UnitId { model, index: (index + 1) % 4 })?;
+//!     assert_eq!(layer.len(), 1 << 20);
+//! }
+//! assert!(pool.books().high_water <= Bytes::mib(3));
+//! println!("{:.0} % hits, {} moved", 100.0 * pool.stats().hit_rate(), pool.stats().bytes_loaded);
+//! # Ok::<(), Error>(())
+//! ```
 #![forbid(unsafe_code)]
 
 mod arena;

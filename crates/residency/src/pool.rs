@@ -116,6 +116,9 @@ impl<S: Store> Pool<S> {
         if units.is_empty() || u32::try_from(units.len()).is_err() {
             return Err(Error::UnitCount { name: name.to_owned(), units: units.len() });
         }
+        if let Some(index) = units.iter().position(|unit| unit.bytes == Bytes::ZERO) {
+            return Err(Error::EmptyUnit { name: name.to_owned(), index });
+        }
         let largest = units.iter().map(|unit| unit.bytes).max().unwrap_or_default();
         let books = self.ledger.books();
         let floor = self.charged(&books) + self.pinned + self.largest_unpinned.max(largest);

@@ -131,7 +131,7 @@ impl Workload {
 }
 
 fn one_model() -> Vec<Workload> {
-    let work = |name, units| Workload { name, models: vec![units], passes: 1, rounds: 100, queue: true };
+    let work = |name, units| Workload { name, models: vec![units], passes: 1, rounds: 60, queue: true };
     vec![
         work("32 layers", model(32, 16_000, 0)),
         work("30 layers + head of 3.7", model(30, 16_000, 59_200)),
@@ -141,7 +141,7 @@ fn one_model() -> Vec<Workload> {
 }
 
 fn models_in_turns(passes: u32) -> Vec<Workload> {
-    let rounds = (96 / passes).max(10);
+    let rounds = (48 / passes).max(8);
     let work = |name, models| Workload { name, models, passes, rounds, queue: true };
     let (a, b, c) = (model(30, 16_000, 59_200), model(24, 21_900, 65_600), model(16, 35_400, 82_700));
     vec![

@@ -113,14 +113,20 @@ impl<S: Store> Pool<S> {
     }
 
     pub(super) fn carry_out(&mut self, plan: Plan) {
+        let before = self.held;
         for cut in plan.evict {
             self.evict(cut);
         }
+        let freed = before.saturating_sub(self.held);
+        assert_eq!(freed, plan.frees, "pool invariant 2: the policy's plan does not free what it says");
     }
 
     pub(super) fn evict(&mut self, Cut { unit, keep }: Cut) {
         let free = self.table.is_evictable(unit);
         assert!(free, "pool invariant 2: {unit} is {:?}, not free to be evicted", self.table.state(unit));
+        let give_up = self.table.kept(unit).unwrap_or_default().saturating_sub(keep);
+        let cut = self.table.cut(unit, give_up);
+        assert_eq!(cut, Some(keep), "pool invariant 2: {unit} cannot be cut there");
         let began = Instant::now();
         self.step(unit, Duration::ZERO, |table| table.set_phase(unit, Phase::Evicting));
         let slot = self.slots.get_mut(&unit).expect("pool invariant 1: a unit in memory has a slot");

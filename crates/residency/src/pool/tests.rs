@@ -152,6 +152,24 @@ fn invariant_2_stops_a_wrong_policy() {
 }
 
 #[test]
+#[should_panic(expected = "pool invariant 2")]
+fn invariant_2_stops_a_policy_that_frees_nothing() {
+    struct Idle;
+    impl Policy for Idle {
+        fn name(&self) -> &'static str {
+            "idle"
+        }
+        fn plan(&self, _: &Table, want: &Want) -> Plan {
+            Plan { evict: Vec::new(), frees: want.give_up }
+        }
+    }
+    let mut pool = Pool::new(Mock::default(), Bytes(10), Box::new(Idle));
+    pool.register("a", &[Size::whole(Bytes(10)); 2]).unwrap();
+    drop(pool.acquire(at(0, 0)).unwrap());
+    let _ = pool.acquire(at(0, 1));
+}
+
+#[test]
 fn invariant_3_what_would_stop_a_pass_is_refused_when_asked_for() {
     let mut pool = pool(40, 2, 3, 0);
     let error = pool.register("c", &[Size::whole(Bytes(41))]).unwrap_err();
@@ -352,6 +370,8 @@ fn names_ids_and_counts_are_checked() {
     let one = [Size::whole(Bytes(1))];
     assert!(matches!(pool.register("a", &one), Err(Error::NameTaken { .. })));
     assert!(matches!(pool.register("b", &[]), Err(Error::UnitCount { units: 0, .. })));
+    let empty = pool.register("b", &[Size::whole(Bytes(1)), Size::whole(Bytes(0))]);
+    assert!(matches!(empty, Err(Error::EmptyUnit { index: 1, .. })));
     assert!(matches!(pool.acquire(at(0, 1)), Err(Error::UnknownUnit { units: 1, .. })));
     assert!(matches!(pool.prefetch(at(7, 0)), Err(Error::UnknownModel(ModelId(7)))));
     assert!(matches!(pool.pin(ModelId(7), Pin::All), Err(Error::UnknownModel(_))));
