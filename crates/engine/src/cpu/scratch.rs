@@ -57,7 +57,11 @@ pub(crate) fn record_lines(layout: Layout) -> usize {
     layout.record_bytes() / 64
 }
 
+/// Activations of a batch may take this much; a model with very wide rows gets a smaller batch.
+const MAX_BATCH_BYTES: usize = 256 << 20;
+
 impl Scratch {
+    /// Buffers for steps of up to `batch` tokens (fewer where a token is very wide), with the logits of up to `outputs`.
     pub(crate) fn new(
         arch: &Architecture,
         kernel: impl Fn(MatrixId) -> BoundKernel,
@@ -66,6 +70,9 @@ impl Scratch {
         outputs: usize,
         threads: usize,
     ) -> Self {
+        let token_bytes: usize = Slot::ALL.iter().map(|&slot| 4 * arch.slot_width(slot)).sum();
+        let batch = batch.min(MAX_BATCH_BYTES / token_bytes.max(1)).max(1);
+        let outputs = outputs.clamp(1, batch);
         let slots = Slot::ALL
             .into_iter()
             .map(|slot| {
