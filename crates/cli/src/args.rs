@@ -85,7 +85,7 @@ pub struct RunArgs {
     /// `-`: read the prompt from standard input.
     #[arg(value_name = "-", value_parser = ["-"], hide_possible_values = true)]
     pub stdin: Option<String>,
-    /// The prompt.
+    /// The prompt, or with --raw the beginning of the text.
     #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Prompt")]
     #[arg(conflicts_with_all = ["file", "stdin"])]
     pub prompt: Option<String>,
@@ -233,8 +233,9 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
     pub typical_p: f32,
     /// Make tokens that were said before less likely by this factor; 1: no.
-    #[arg(long, value_name = "X", default_value_t = 1.1, allow_negative_numbers = true)]
-    pub repeat_penalty: f32,
+    /// [default: 1.1, and 1 with --temp 0, so that greedy is the model's own first choice]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    pub repeat_penalty: Option<f32>,
     /// How many of the latest tokens the three penalties look at; 0: none, -1: all.
     #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true)]
     pub repeat_last_n: i32,

@@ -150,7 +150,8 @@ fn generate(answer: AnswerArgs, args: SamplingArgs, raw: bool) -> Result<Generat
         top_p: args.top_p,
         min_p: args.min_p,
         typical_p: args.typical_p,
-        repeat_penalty: args.repeat_penalty,
+        // Greedy is the model's own first choice unless a penalty is asked for.
+        repeat_penalty: args.repeat_penalty.unwrap_or(if args.temp == 0.0 { 1.0 } else { 1.1 }),
         penalty_last_n: args.repeat_last_n,
         presence_penalty: args.presence_penalty,
         frequency_penalty: args.frequency_penalty,
