@@ -53,6 +53,9 @@ fn measure(name: &str, models: u32, queued: bool, size: impl Fn(u32) -> Size, po
         }
     }
     let line = |times: &mut Vec<Duration>| {
+        if times.is_empty() {
+            return "     - |      -".to_owned();
+        }
         times.sort_unstable();
         let at =
             |part: usize| times.get(times.len() * part / 1000).map_or(0.0, |t| t.as_nanos() as f64 / 1000.0);

@@ -487,10 +487,10 @@ mod tests {
     #[test]
     fn idle_models_go_first_least_recently_used_first_last_layer_first() {
         let mut table = table();
-        for unit in [at(B, 0), at(C, 0), at(A, 0), at(A, 1)] {
+        for unit in [at(C, 0), at(B, 0), at(A, 0), at(A, 1)] {
             table.arrive(unit);
         }
-        assert_eq!(order(&table), "b3 b2 b1 b0 c3 c2 c1 c0 a1 a0 a3 a2");
+        assert_eq!(order(&table), "c3 c2 c1 c0 b3 b2 b1 b0 a1 a0 a3 a2");
     }
 
     #[test]

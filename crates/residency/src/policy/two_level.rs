@@ -27,7 +27,7 @@ use crate::table::{Stretch, Table};
 use crate::units::{Bytes, Size, UnitId};
 
 /// How many candidates are weighed for one victim, and how many needs to come are looked at: enough for a head that is
-/// many layers big, and a bound on the time of a decision.
+/// many layers big, and a bound on the time of a decision. Four times as many changed nothing in the measurements.
 const LOOK: usize = 32;
 
 /// Least recently used model first, last layers first, farthest next use inside the running model.
@@ -176,5 +176,90 @@ impl Spared {
             Spared::Until(time) => candidate.next_use <= *time,
             Spared::FrontOf(unit) => candidate.unit.model == unit.model && candidate.unit.index < unit.index,
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::forecast::Turn;
+    use crate::table::Phase;
+    use crate::units::ModelId;
+
+    const A: ModelId = ModelId(0);
+    const B: ModelId = ModelId(1);
+
+    fn at(model: ModelId, index: u32) -> UnitId {
+        UnitId { model, index }
+    }
+
+    /// Models A and B with all units in memory except `cold`.
+    fn view(sizes: &[Size], cold: &[UnitId]) -> Table {
+        let mut view = Table::default();
+        for model in [A, B] {
+            view.insert(model, format!("{model:?}"), sizes);
+            for unit in (0..sizes.len() as u32).map(|i| at(model, i)).filter(|unit| !cold.contains(unit)) {
+                view.set_phase(unit, Phase::Resident);
+            }
+        }
+        view
+    }
+
+    fn plan(view: &Table, unit: UnitId, give_up: u64, ahead: bool) -> Vec<(UnitId, u64)> {
+        let plan = TwoLevel.plan(view, &Want { unit: Some(unit), give_up: Bytes(give_up), ahead });
+        plan.evict.iter().map(|cut| (cut.unit, cut.keep.0)).collect()
+    }
+
+    #[test]
+    fn the_idle_model_goes_first_from_its_end_then_what_is_behind() {
+        let mut view = view(&[Size::whole(Bytes(10)); 3], &[at(A, 2)]);
+        view.arrive(at(B, 0));
+        view.arrive(at(A, 1));
+        assert_eq!(plan(&view, at(A, 2), 20, false), [(at(B, 2), 0), (at(B, 1), 0)]);
+        let all = plan(&view, at(A, 2), 999, false);
+        assert_eq!(all[2..], [(at(B, 0), 0), (at(A, 1), 0), (at(A, 0), 0)]);
+    }
+
+    #[test]
+    fn paged_units_give_up_no_more_than_needed() {
+        let mut view = view(&[Size::paged(Bytes(10), Bytes(4)); 3], &[at(A, 2)]);
+        view.arrive(at(A, 1));
+        assert_eq!(plan(&view, at(A, 2), 1, false), [(at(B, 2), 8)]);
+        assert_eq!(plan(&view, at(A, 2), 13, false), [(at(B, 2), 0), (at(B, 1), 4)]);
+    }
+
+    #[test]
+    fn a_head_does_not_go_for_a_layer() {
+        let mut sizes = [Size::whole(Bytes(10)); 5];
+        sizes[4] = Size::whole(Bytes(37));
+        let mut view = view(&sizes, &[at(A, 0)]);
+        view.expect(&[Turn { model: A, passes: 9 }]);
+        view.remove(B);
+        view.arrive(at(A, 4));
+        // The head was used last, but 27 of its bytes would lie idle.
+        assert_eq!(plan(&view, at(A, 0), 10, false), [(at(A, 3), 0)]);
+        // For four layers it is right.
+        for index in 1..4 {
+            view.evicted(at(A, index), Bytes::ZERO);
+        }
+        assert_eq!(plan(&view, at(A, 0), 10, false), [(at(A, 4), 0)]);
+    }
+
+    #[test]
+    fn nothing_that_is_needed_sooner_goes_for_a_prefetch() {
+        let mut view = view(&[Size::whole(Bytes(10)); 4], &[at(A, 2), at(A, 3)]);
+        view.expect(&[Turn { model: A, passes: 1 }, Turn { model: B, passes: 1 }]);
+        view.arrive(at(A, 1));
+        for index in 0..2 {
+            view.evicted(at(A, index), Bytes::ZERO);
+        }
+        assert_eq!(plan(&view, at(A, 3), 10, true), [(at(B, 3), 0)]);
+        assert_eq!(plan(&view, at(A, 3), 999, true).len(), 4, "all of B comes after A's last unit");
+        assert_eq!(plan(&view, at(B, 1), 999, true), [(at(B, 3), 0), (at(B, 2), 0)]);
+        view.remove(A);
+        view.expect(&[]);
+        view.evicted(at(B, 1), Bytes::ZERO);
+        assert_eq!(plan(&view, at(B, 1), 999, true), [(at(B, 3), 0), (at(B, 2), 0)], "nobody announced B");
     }
 }
