@@ -49,7 +49,8 @@ fn a_decode_step_allocates_nothing_and_a_session_does_not_grow() {
         }
         // Four thousand tokens in one session, forgotten whenever the context is full.
         let mut session =
-            Session::new(&model, &pool, SessionOptions { context: 128, ..SessionOptions::default() }).unwrap();
+            Session::new(&model, &pool, SessionOptions { context: 128, ..SessionOptions::default() })
+                .unwrap();
         session.eval(&mut pool, &[7; 128]).unwrap();
         let full = session.bytes();
         for _ in 0..30 {
