@@ -49,9 +49,12 @@ impl Speaker {
             session.set(pool, &prompt[..at]).map_err(Failure::input)?;
         }
         let (early, early_time) = (at - shared, start.elapsed());
-        let go_on = |piece: &str| match on_text(piece) && !interrupt.is_set() {
-            true => ControlFlow::Continue(()),
-            false => ControlFlow::Break(()),
+        let go_on = |piece: &str| {
+            if on_text(piece) && !interrupt.is_set() {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
         };
         let mut generation = generate(session, pool, prompt, options, go_on).map_err(Failure::input)?;
         let stats = &mut generation.stats;

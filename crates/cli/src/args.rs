@@ -71,6 +71,7 @@ pub struct ChatArgs {
 }
 
 #[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag")]
 #[command(after_help = "\
 Examples:
   nexaquant run -p \"What is your name?\"

@@ -9,6 +9,10 @@ use nexaquant_engine::{LoadCause, Model, Pool, topology};
 /// Loads a model and starts the threads.
 pub fn open(source: &Source, options: &options::Engine) -> Result<(Model, Pool), Failure> {
     let model = load(source, options)?;
+    let pool = Pool::new(options.pool).map_err(|e| match e.kind() {
+        std::io::ErrorKind::InvalidInput => Failure::Input(format!("--threads: {e}")),
+        _ => Failure::Internal(format!("cannot start threads: {e}; try --threads 1")),
+    })?;
     let parallelism = topology().parallelism;
     if let Some(threads) = options.pool.threads.filter(|&n| n > parallelism) {
         note(
@@ -20,10 +24,6 @@ pub fn open(source: &Source, options: &options::Engine) -> Result<(Model, Pool),
     if let Some(context) = options.context.filter(|&n| n > made_for) {
         note("warning: ", &format!("--ctx {context} is more than this model was made for; using {made_for}"));
     }
-    let pool = Pool::new(options.pool).map_err(|e| match e.kind() {
-        std::io::ErrorKind::InvalidInput => Failure::Input(format!("--threads: {e}")),
-        _ => Failure::Internal(format!("cannot start threads: {e}; try --threads 1")),
-    })?;
     Ok((model, pool))
 }
 
