@@ -24,6 +24,7 @@ mod loader;
 pub mod model;
 pub mod sampler;
 mod session;
+pub mod synth;
 mod threads;
 pub mod tokenizer;
 mod weights;

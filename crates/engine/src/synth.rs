@@ -1,0 +1,397 @@
+//! Random but valid ternary models at real shapes, so that sizes, speed and memory can be tried without a download.
+//!
+//! The text of such a model is noise; its bytes, tensors, tokenizer and arithmetic are those of a real one. Matrices of
+//! layers are ternary in the format asked for, the head is Q6_K (as `llama-quantize` makes it), norms are ones.
+//! The file is written as it is made: memory does not grow with it.
+
+use nexaquant_gguf::write::Writer;
+use nexaquant_gguf::{Error, StringArray, TensorType, Value};
+use std::io::Write;
+
+/// Sizes of a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// `general.architecture`: `llama` or `bitnet-b1.58`.
+    pub arch: String,
+    /// Layers.
+    pub layers: u32,
+    /// Width of the residual stream.
+    pub embd: u32,
+    /// Query heads; divides `embd`.
+    pub heads: u32,
+    /// Key and value heads; divides `heads`.
+    pub kv_heads: u32,
+    /// Width of the hidden vector.
+    pub ff: u32,
+    /// Tokens.
+    pub vocab: u32,
+    /// Positions.
+    pub context: u32,
+    /// The head has a matrix of its own.
+    pub own_head: bool,
+}
+
+/// Shapes with names.
+const NAMED: &[(&str, &str)] = &[
+    ("tinyllama-1.1b", "arch=llama,layers=22,embd=2048,heads=32,kv=4,ff=5632,vocab=32000,ctx=2048,head=own"),
+    (
+        "bitnet-2b4t",
+        "arch=bitnet-b1.58,layers=30,embd=2560,heads=20,kv=5,ff=6912,vocab=128256,ctx=4096,head=tied",
+    ),
+    ("llama3-8b", "arch=llama,layers=32,embd=4096,heads=32,kv=8,ff=14336,vocab=128256,ctx=8192,head=own"),
+];
+
+/// What is wrong with a shape, or with writing it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SynthError {
+    /// Neither a name nor a list of sizes.
+    #[error(
+        "shape {text:?}: {why}; give {names}, or sizes such as layers=4,embd=512,heads=8,kv=4,ff=1536,vocab=4096"
+    )]
+    Shape {
+        /// What was given.
+        text: String,
+        /// What is wrong with it.
+        why: String,
+        /// The names there are.
+        names: String,
+    },
+    /// Not a ternary format that can be made.
+    #[error("format {0:?} cannot be made; use TQ2_0, TQ1_0 or I2_S")]
+    Format(String),
+    /// The file cannot be written.
+    #[error(transparent)]
+    Write(#[from] Error),
+}
+
+impl Shape {
+    /// The names of the shapes that have one.
+    pub fn names() -> impl Iterator<Item = &'static str> {
+        NAMED.iter().map(|(name, _)| *name)
+    }
+
+    /// A name, or `key=value` pairs; those left out are those of a small llama.
+    pub fn parse(text: &str) -> Result<Self, SynthError> {
+        let bad = |why: String| SynthError::Shape {
+            text: text.to_owned(),
+            why,
+            names: Self::names().collect::<Vec<_>>().join(", "),
+        };
+        let named = NAMED.iter().find(|(name, _)| *name == text);
+        if named.is_none() && !text.contains('=') {
+            return Err(bad("there is no shape of that name".to_owned()));
+        }
+        let mut shape = Shape {
+            arch: "llama".to_owned(),
+            layers: 4,
+            embd: 512,
+            heads: 8,
+            kv_heads: 4,
+            ff: 1536,
+            vocab: 4096,
+            context: 2048,
+            own_head: false,
+        };
+        for pair in named.map_or(text, |(_, sizes)| sizes).split(',') {
+            let (key, value) =
+                pair.split_once('=').ok_or_else(|| bad(format!("{pair:?} is no key=value")))?;
+            let size = || match value.parse::<u32>() {
+                Ok(n) if (1..=1 << 20).contains(&n) => Ok(n),
+                _ => Err(bad(format!("{key} is {value:?}; wanted a number from 1 to {}", 1 << 20))),
+            };
+            match key {
+                "arch" if matches!(value, "llama" | "bitnet-b1.58") => value.clone_into(&mut shape.arch),
+                "arch" => return Err(bad(format!("arch is {value:?}; wanted llama or bitnet-b1.58"))),
+                "layers" => shape.layers = size()?.min(4096),
+                "embd" => shape.embd = size()?,
+                "heads" => shape.heads = size()?,
+                "kv" => shape.kv_heads = size()?,
+                "ff" => shape.ff = size()?,
+                "vocab" => shape.vocab = size()?,
+                "ctx" => shape.context = size()?,
+                "head" if matches!(value, "own" | "tied") => shape.own_head = value == "own",
+                "head" => return Err(bad(format!("head is {value:?}; wanted own or tied"))),
+                _ => return Err(bad(format!("unknown size {key:?}"))),
+            }
+        }
+        let check = |ok: bool, why: &str| if ok { Ok(()) } else { Err(bad(why.to_owned())) };
+        check(
+            shape.embd.is_multiple_of(256) && shape.ff.is_multiple_of(256),
+            "embd and ff must be multiples of 256",
+        )?;
+        check(shape.embd.is_multiple_of(2 * shape.heads), "heads must divide embd into an even size")?;
+        check(shape.heads.is_multiple_of(shape.kv_heads), "kv must divide heads")?;
+        check(shape.vocab >= 260, "vocab must be at least 260: every byte and four more")?;
+        Ok(shape)
+    }
+
+    fn kv_width(&self) -> u32 {
+        self.embd / self.heads * self.kv_heads
+    }
+}
+
+/// Writes a model of `shape` with ternary matrices in `format`; the same seed gives the same file.
+///
+/// # Errors
+/// An unknown format, or a writer that fails.
+pub fn synthesize<W: Write>(shape: &Shape, format: &str, seed: u64, out: W) -> Result<W, SynthError> {
+    let ternary = TensorType::by_name(&format.to_uppercase())
+        .filter(|ty| matches!(ty.name(), "TQ2_0" | "TQ1_0" | "I2_S"))
+        .ok_or_else(|| SynthError::Format(format.to_owned()))?;
+    let mut writer = Writer::new();
+    metadata(&mut writer, shape);
+    let (embd, ff, kv) = (u64::from(shape.embd), u64::from(shape.ff), u64::from(shape.kv_width()));
+    let vocab = u64::from(shape.vocab);
+    writer.tensor("token_embd.weight", TensorType::Q6_K, &[embd, vocab])?;
+    for i in 0..shape.layers {
+        let mut vector =
+            |name: &str, n: u64| writer.tensor(format!("blk.{i}.{name}.weight"), TensorType::F32, &[n]);
+        vector("attn_norm", embd)?;
+        vector("ffn_norm", embd)?;
+        if shape.arch.starts_with("bitnet") {
+            vector("attn_sub_norm", embd)?;
+            vector("ffn_sub_norm", ff)?;
+        }
+        for (name, cols, rows) in [
+            ("attn_q", embd, embd),
+            ("attn_k", embd, kv),
+            ("attn_v", embd, kv),
+            ("attn_output", embd, embd),
+            ("ffn_gate", embd, ff),
+            ("ffn_up", embd, ff),
+            ("ffn_down", ff, embd),
+        ] {
+            writer.tensor(format!("blk.{i}.{name}.weight"), ternary, &[cols, rows])?;
+        }
+    }
+    writer.tensor("output_norm.weight", TensorType::F32, &[embd])?;
+    if shape.own_head {
+        writer.tensor("output.weight", TensorType::Q6_K, &[embd, vocab])?;
+    }
+
+    let mut blocks = Blocks::new(seed);
+    let mut file = writer.start(out)?;
+    while let Some((name, bytes)) = file.next().map(|(name, bytes)| (name.to_owned(), bytes)) {
+        let ty = if name.contains("norm") {
+            TensorType::F32
+        } else if name.starts_with("blk.") {
+            ternary
+        } else {
+            TensorType::Q6_K
+        };
+        let cols = if name.ends_with("ffn_down.weight") { shape.ff } else { shape.embd };
+        file.write_with(&name, |sink| blocks.write(sink, ty, cols, bytes))?;
+    }
+    Ok(file.finish()?)
+}
+
+/// Keys, and a byte-level vocabulary: 256 bytes, fillers nobody types, four control tokens at the end.
+fn metadata(writer: &mut Writer, shape: &Shape) {
+    let arch = &shape.arch;
+    writer.set("general.architecture", arch.as_str());
+    writer.set("general.name", format!("synthetic {arch} {} x {}", shape.layers, shape.embd));
+    let mut put = |key: &str, value: u32| {
+        writer.set(format!("{arch}.{key}"), value);
+    };
+    put("block_count", shape.layers);
+    put("embedding_length", shape.embd);
+    put("feed_forward_length", shape.ff);
+    put("attention.head_count", shape.heads);
+    put("attention.head_count_kv", shape.kv_heads);
+    put("rope.dimension_count", shape.embd / shape.heads);
+    put("context_length", shape.context);
+    put("vocab_size", shape.vocab);
+    writer.set(format!("{arch}.attention.layer_norm_rms_epsilon"), 1e-5f32);
+    writer.set(format!("{arch}.rope.freq_base"), 500_000f32);
+
+    // GPT-2's printable stand-ins: bytes that print stand for themselves, the others follow from 256 on.
+    let prints = |b: u32| matches!(b, 33..=126 | 161..=172 | 174..=255);
+    let mut others = 256..;
+    let letters = (0..256u32).map(|b| {
+        let code = if prints(b) { Some(b) } else { others.next() };
+        code.and_then(char::from_u32).unwrap_or('?').to_string()
+    });
+    let control = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>", "<|pad|>"];
+    let fillers = shape.vocab - 256 - control.len() as u32;
+    let texts: Vec<String> = letters
+        .chain((0..fillers).map(|i| format!("<filler {i}>")))
+        .chain(control.map(str::to_owned))
+        .collect();
+    let kinds: Vec<i32> = (0..shape.vocab)
+        .map(|id| {
+            if id < 256 {
+                1
+            } else if id < 256 + fillers {
+                5
+            } else {
+                3
+            }
+        })
+        .collect();
+    let tokens: StringArray = texts.iter().map(String::as_bytes).collect();
+    writer.set("tokenizer.ggml.model", "gpt2").set("tokenizer.ggml.pre", "llama-bpe");
+    writer.set("tokenizer.ggml.tokens", nexaquant_gguf::Array::String(tokens));
+    writer.set("tokenizer.ggml.token_type", kinds);
+    writer.set("tokenizer.ggml.merges", nexaquant_gguf::Array::String(StringArray::default()));
+    writer.set("tokenizer.ggml.bos_token_id", shape.vocab - 4);
+    writer.set("tokenizer.ggml.eos_token_id", shape.vocab - 3);
+    writer.set("tokenizer.ggml.add_bos_token", Value::Bool(true));
+}
+
+/// Random valid blocks.
+struct Blocks {
+    state: u64,
+    buffer: Vec<u8>,
+}
+
+impl Blocks {
+    fn new(seed: u64) -> Self {
+        Self { state: seed ^ 0x9e37_79b9_7f4a_7c15, buffer: Vec::new() }
+    }
+
+    /// SplitMix64 (Steele, Lea, Flood 2014).
+    fn next(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Fills `bytes` with `of(random byte)`.
+    fn fill(&mut self, bytes: &mut [u8], of: impl Fn(u8) -> u8) {
+        for chunk in bytes.chunks_mut(8) {
+            for (b, r) in chunk.iter_mut().zip(self.next().to_le_bytes()) {
+                *b = of(r);
+            }
+        }
+    }
+
+    /// Writes `total` bytes of a tensor whose rows have `cols` weights: a random stretch of whole rows, repeated from
+    /// random places, since a processor cannot tell and the random numbers would take longer than the disk.
+    fn write(&mut self, sink: &mut dyn Write, ty: TensorType, cols: u32, total: u64) -> std::io::Result<()> {
+        // Values of about 1 / sqrt(cols), so that activations keep their size from layer to layer.
+        let d = (1.5 / f64::from(cols)).sqrt() as f32;
+        let tail = ty.tail_bytes();
+        let mut left = total - tail;
+        let block = match ty.name() {
+            "TQ2_0" | "TQ1_0" => ty.block_bytes() as usize,
+            "I2_S" => 32,
+            "Q6_K" => 210,
+            _ => 4,
+        };
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.resize((1 << 20) / block * block, 0);
+        for block in buffer.chunks_exact_mut(block) {
+            match ty.name() {
+                "TQ2_0" => {
+                    self.fill(&mut block[..64], four_codes);
+                    block[64..].copy_from_slice(&half::f16::from_f32(d).to_le_bytes());
+                }
+                "TQ1_0" => {
+                    self.fill(&mut block[..48], |r| trits(u32::from(r) % 243));
+                    self.fill(&mut block[48..52], |r| trits(u32::from(r) % 81 * 3));
+                    block[52..].copy_from_slice(&half::f16::from_f32(d).to_le_bytes());
+                }
+                "I2_S" => self.fill(block, four_codes),
+                "Q6_K" => {
+                    self.fill(&mut block[..192], |r| r);
+                    block[192..208].fill(8);
+                    // Six-bit codes around zero have a spread of about 18.5.
+                    let d = d / (18.5 * 8.0);
+                    block[208..].copy_from_slice(&half::f16::from_f32(d).to_le_bytes());
+                }
+                _ => block.copy_from_slice(&1f32.to_le_bytes()),
+            }
+        }
+        let blocks = (buffer.len() / block) as u64;
+        while left > 0 {
+            let from = (self.next() % blocks) as usize * block;
+            let take = ((buffer.len() - from) as u64).min(left) as usize;
+            sink.write_all(&buffer[from..from + take])?;
+            left -= take as u64;
+        }
+        if tail > 0 {
+            let mut bytes = vec![0; tail as usize];
+            bytes[..4].copy_from_slice(&d.to_le_bytes());
+            sink.write_all(&bytes)?;
+        }
+        self.buffer = buffer;
+        Ok(())
+    }
+}
+
+/// A byte of four valid two-bit codes.
+fn four_codes(random: u8) -> u8 {
+    let mut left = u32::from(random) * 81 / 256;
+    (0..4).fold(0, |byte, _| {
+        let code = (left % 3) as u8;
+        left /= 3;
+        byte << 2 | code
+    })
+}
+
+/// Base-3 digits as TQ1_0 stores them.
+fn trits(value: u32) -> u8 {
+    (value * 256).div_ceil(243) as u8
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{GenerateOptions, LoadOptions, Model, Pool, PoolOptions, Session, SessionOptions, generate};
+    use std::ops::ControlFlow;
+
+    #[test]
+    fn every_format_and_architecture_makes_a_model_that_runs() {
+        let mut pool = Pool::new(PoolOptions { threads: Some(1), pin: false }).unwrap();
+        for format in ["TQ2_0", "tq1_0", "I2_S"] {
+            for arch in ["llama", "bitnet-b1.58"] {
+                let text = format!("arch={arch},layers=2,embd=256,heads=4,kv=2,ff=512,vocab=300,head=own");
+                let shape = Shape::parse(&text).unwrap();
+                let mut file = tempfile::NamedTempFile::new().unwrap();
+                synthesize(&shape, format, 1, &mut file).unwrap();
+                let model = Model::load(file.path(), LoadOptions::default()).unwrap();
+                let mut session = Session::new(&model, &pool, SessionOptions::default()).unwrap();
+                let logits = session.eval(&mut pool, &[296, 65, 66, 67]).unwrap();
+                let spread = logits.iter().fold(0f32, |m, x| m.max(x.abs()));
+                assert!(spread > 0.5 && spread < 50.0, "{format} {arch}: logits up to {spread}");
+                let options = GenerateOptions { max_tokens: Some(8), ignore_end: true, ..Default::default() };
+                let answer =
+                    generate(&mut session, &mut pool, &[296, 65], &options, |_| ControlFlow::Continue(()))
+                        .unwrap();
+                assert_eq!(answer.tokens.len(), 8, "{format} {arch}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_seed_decides_the_file() {
+        let shape = Shape::parse("layers=1,embd=256,ff=256,heads=2,kv=1,vocab=260").unwrap();
+        let file = |seed| synthesize(&shape, "TQ2_0", seed, Vec::new()).unwrap();
+        assert_eq!(file(5), file(5));
+        assert_ne!(file(5), file(6));
+    }
+
+    #[test]
+    fn shapes_that_cannot_be_are_refused() {
+        let why = |text: &str| Shape::parse(text).unwrap_err().to_string();
+        assert!(why("llama9").contains("no shape of that name") && why("llama9").contains("bitnet-2b4t"));
+        for (text, part) in [
+            ("embd=100", "multiples of 256"),
+            ("heads=7", "heads must divide"),
+            ("kv=3", "kv must divide"),
+            ("vocab=10", "at least 260"),
+            ("layers=0", "layers is \"0\""),
+            ("embd=-1", "embd is \"-1\""),
+            ("arch=mamba", "wanted llama"),
+            ("wings=2", "unknown size"),
+            ("layers=2,embd", "is no key=value"),
+        ] {
+            assert!(why(text).contains(part), "{text}: {}", why(text));
+        }
+        let shape = Shape::parse("tinyllama-1.1b").unwrap();
+        assert_eq!((shape.layers, shape.embd, shape.own_head), (22, 2048, true));
+        assert!(matches!(synthesize(&shape, "Q4_0", 0, Vec::new()), Err(SynthError::Format(_))));
+    }
+}
