@@ -25,7 +25,8 @@ else
 fi
 
 step "documentation"
-RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --quiet
+# Links to private items are for readers of the source.
+RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --locked --workspace --no-deps --quiet
 
 step "tests"
 python3 -c 'import gguf' >/dev/null 2>&1 || skip python-gguf "Python's gguf package is not importable (pip install gguf)"

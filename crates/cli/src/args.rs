@@ -132,7 +132,7 @@ pub struct ScoreArgs {
     #[arg(help = MODEL_HELP, default_value = "alpha", hide_default_value = true)]
     pub model: String,
     /// Token ids, taken as they are.
-    #[arg(long, value_name = "ID,ID,…", value_delimiter = ',', help_heading = "Text")]
+    #[arg(long, value_name = "ID,ID,…", value_delimiter = ',', value_parser = token_id, help_heading = "Text")]
     #[arg(required_unless_present = "text", conflicts_with = "text")]
     pub tokens: Option<Vec<u32>>,
     /// A text; the model's beginning-of-sequence token is put before it if the model asks for one.
@@ -300,6 +300,12 @@ pub enum Activations {
     Int8,
     /// As they are.
     Float,
+}
+
+fn token_id(text: &str) -> Result<u32, String> {
+    text.trim()
+        .parse()
+        .map_err(|_| "wanted token ids with commas between them, such as 1,319,4937".to_owned())
 }
 
 fn logit_bias(text: &str) -> Result<(u32, f32), String> {

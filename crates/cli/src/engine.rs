@@ -28,7 +28,7 @@ pub fn open(source: &Source, options: &options::Engine) -> Result<(Model, Pool),
 }
 
 fn load(source: &Source, options: &options::Engine) -> Result<Model, Failure> {
-    source.load(options.load).map_err(|error| match error.cause {
+    source.load(options.load).map_err(|error| match &*error.cause {
         // These name the file themselves.
         LoadCause::File(cause) => Failure::input(cause),
         _ => Failure::input(error),

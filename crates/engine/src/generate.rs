@@ -140,7 +140,9 @@ pub fn generate(
     let tokenizer = model.tokenizer();
     let context = session.context();
     let mut sampler = Sampler::new(options.sampling.clone(), tokenizer.vocab_size(), context)?;
-    prompt.iter().for_each(|&token| sampler.accept(token));
+    for &token in prompt {
+        sampler.accept(token);
+    }
     let mut decoder =
         if options.continues_prompt { StreamDecoder::continuing() } else { StreamDecoder::at_start() };
     let mut stops = StopMatcher::new(options.stop.clone())?;

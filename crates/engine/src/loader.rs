@@ -33,7 +33,7 @@ pub struct LoadError {
     pub path: PathBuf,
     /// What is wrong.
     #[source]
-    pub cause: LoadCause,
+    pub cause: Box<LoadCause>,
 }
 
 /// What is wrong with a file.
@@ -98,7 +98,7 @@ impl std::fmt::Debug for Model {
 impl Model {
     /// Maps and checks a file. Weights are read when they are used.
     pub fn load(path: &Path, options: LoadOptions) -> Result<Self, LoadError> {
-        let fail = |cause: LoadCause| LoadError { path: path.to_owned(), cause };
+        let fail = |cause: LoadCause| LoadError { path: path.to_owned(), cause: Box::new(cause) };
         let file = ModelFile::open(path).map_err(|e| fail(e.into()))?;
         Self::from_file(file, options)
     }
@@ -110,7 +110,7 @@ impl Model {
 
     fn from_file(file: ModelFile, options: LoadOptions) -> Result<Self, LoadError> {
         let path = file.path().to_owned();
-        let inner = Inner::load(file, options).map_err(|cause| LoadError { path, cause })?;
+        let inner = Inner::load(file, options).map_err(|cause| LoadError { path, cause: Box::new(cause) })?;
         Ok(Self(Arc::new(inner)))
     }
 

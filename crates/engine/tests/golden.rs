@@ -3,6 +3,8 @@
 //! `models/golden` holds the four trained models' values; `tests/golden` tiny random models, one a feature of an architecture,
 //! each with the mistakes that its values would show (see `tests/reference/README.md`).
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use nexaquant_engine::kernels::{Isa, KvType, Mode};
 use nexaquant_engine::{LoadOptions, Model, Pool, PoolOptions, Session, SessionOptions};
 use serde_json::Value;

@@ -1,10 +1,15 @@
 //! The op list of each architecture, as snapshots: a change of the builder shows here as text.
 //! And what the builder refuses.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 use nexaquant_engine::gguf::write::Writer;
 use nexaquant_engine::gguf::{Gguf, TensorType, Value};
 use nexaquant_engine::model::Architecture;
 use std::path::Path;
+
+type Keys = Vec<(String, Value)>;
+type Tensors = Vec<(String, Vec<u64>)>;
 
 fn golden(name: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.gguf"));
@@ -24,7 +29,7 @@ fn outline(name: &str) -> String {
             }
             keep
         })
-        .map(|line| format!("{line}\n"))
+        .flat_map(|line| [line, "\n"])
         .collect()
 }
 
@@ -38,10 +43,7 @@ fn op_lists() {
 }
 
 /// A golden file with its metadata and tensor list changed; data is zeros.
-fn changed(
-    name: &str,
-    change: impl Fn(&mut Vec<(String, Value)>, &mut Vec<(String, Vec<u64>)>),
-) -> Result<(), String> {
+fn changed(name: &str, change: impl Fn(&mut Keys, &mut Tensors)) -> Result<(), String> {
     let gguf = Gguf::parse(&golden(name)).unwrap();
     let mut keys: Vec<_> = gguf.metadata.iter().map(|(k, v)| (k.to_owned(), v.clone())).collect();
     let mut tensors: Vec<_> = gguf.tensors.iter().map(|t| (t.name.clone(), t.dims.clone())).collect();
@@ -61,16 +63,15 @@ fn changed(
     Architecture::from_gguf(&Gguf::parse(&file).unwrap()).map(drop).map_err(|e| e.to_string())
 }
 
-fn set(keys: &mut Vec<(String, Value)>, key: &str, value: Value) {
+fn set(keys: &mut Keys, key: &str, value: Value) {
     keys.retain(|(k, _)| k != key);
     keys.push((key.to_owned(), value));
 }
 
 #[test]
 fn what_does_not_fit_is_named() {
-    let refused = |change: &dyn Fn(&mut Vec<(String, Value)>, &mut Vec<(String, Vec<u64>)>)| {
-        changed("llama_tied", |k, t| change(k, t)).unwrap_err()
-    };
+    let refused =
+        |change: &dyn Fn(&mut Keys, &mut Tensors)| changed("llama_tied", |k, t| change(k, t)).unwrap_err();
     assert_eq!(changed("llama_tied", |_, _| ()), Ok(()));
     let check = |text: String, parts: &[&str]| {
         assert!(parts.iter().all(|p| text.contains(p)) && !text.contains('\n'), "{text}");

@@ -87,7 +87,9 @@ impl From<GenerateError> for ApiError {
     fn from(error: GenerateError) -> Self {
         let kind = match &error {
             GenerateError::Eval(EvalError::ContextFull { .. }) => ErrorKind::ContextLength,
-            GenerateError::Eval(EvalError::BadToken { .. }) | GenerateError::EmptyPrompt => ErrorKind::BadRequest,
+            GenerateError::Eval(EvalError::BadToken { .. }) | GenerateError::EmptyPrompt => {
+                ErrorKind::BadRequest
+            }
             _ => ErrorKind::Internal,
         };
         let param = matches!(kind, ErrorKind::ContextLength).then(|| "messages".to_owned());
@@ -110,7 +112,8 @@ mod tests {
              (this model was made for 512)\",\"type\":\"invalid_request_error\",\"param\":\"messages\",\
              \"code\":\"context_length_exceeded\"}}"
         );
-        let unknown = ApiError { kind: ErrorKind::UnknownModel, message: "no model \"x\"".into(), param: None };
+        let unknown =
+            ApiError { kind: ErrorKind::UnknownModel, message: "no model \"x\"".into(), param: None };
         assert_eq!(unknown.kind.status(), 404);
         assert_eq!(
             unknown.to_json(),

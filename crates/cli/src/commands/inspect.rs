@@ -54,7 +54,7 @@ impl Inspection {
         let file = source.open().map_err(Failure::input)?;
         let gguf = Gguf::parse(file.bytes()).map_err(|e| Failure::Input(format!("{path}: {e}")))?;
         let options = LoadOptions { activations: mode, isa: None };
-        let model = source.load(options).map_err(|error| error.cause);
+        let model = source.load(options).map_err(|error| *error.cause);
         let types = types(&gguf, mode);
         Ok(Self { path, file_bytes: file.bytes().len() as u64, gguf, mode, model, types })
     }

@@ -140,7 +140,7 @@ impl Builder<'_> {
         let (window, scale) = (params.window, self.h.attention_scale);
         ops.push(Op::Attention { layer: i, q, out: attn, window, scale });
         let input = self.sub_norm(&name("attn_sub_norm.weight"), attn, ops)?;
-        self.into_residual(&name("attn_output"), input, &name("post_attention_norm.weight"), ops)
+        self.add_product(&name("attn_output"), input, &name("post_attention_norm.weight"), ops)
     }
 
     fn feed_forward(&mut self, i: usize, params: LayerParams, ops: &mut Vec<Op>) -> Result<(), ModelError> {
@@ -164,7 +164,7 @@ impl Builder<'_> {
         let hidden = View::new(Slot::Hidden, ff);
         ops.push(Op::Glu { gate, up, out: hidden, activation: self.h.activation });
         let input = self.sub_norm(&name("ffn_sub_norm.weight"), hidden, ops)?;
-        self.into_residual(&name("ffn_down"), input, &name("post_ffw_norm.weight"), ops)
+        self.add_product(&name("ffn_down"), input, &name("post_ffw_norm.weight"), ops)
     }
 
     /// The normalized copy of `x` where the architecture has a sub-norm, else `x` itself.
@@ -178,7 +178,7 @@ impl Builder<'_> {
     }
 
     /// The product that ends a half layer: added to the residual stream, normalized before that in Gemma.
-    fn into_residual(
+    fn add_product(
         &mut self,
         name: &str,
         input: View,

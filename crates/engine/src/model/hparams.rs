@@ -60,6 +60,7 @@ impl Keys<'_> {
     pub fn key(&self, name: &str) -> String {
         format!("{}.{name}", self.arch)
     }
+    #[allow(clippy::needless_pass_by_value, reason = "texts and numbers alike, made into text here")]
     fn bad(&self, name: &str, found: impl ToString, wanted: impl ToString) -> ModelError {
         ModelError::BadValue { key: self.key(name), found: found.to_string(), wanted: wanted.to_string() }
     }

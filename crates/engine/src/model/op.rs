@@ -123,7 +123,7 @@ pub enum Op {
     Rope {
         /// Heads side by side.
         x: View,
-        /// Index in [`super::Architecture::ropes`].
+        /// Index in what [`super::Architecture::rope_tables`] returns.
         table: usize,
     },
     /// Writes keys and values of this step's tokens to the cache.

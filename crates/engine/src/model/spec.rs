@@ -33,6 +33,7 @@ pub enum Windows {
 
 /// What makes an architecture different.
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each names one difference of a graph")]
 pub struct ArchSpec {
     /// Values of `general.architecture`.
     pub names: &'static [&'static str],

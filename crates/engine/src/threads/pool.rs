@@ -210,11 +210,12 @@ impl Shared {
         // at the next one.
         let Some(job) = (unsafe { *self.job.get() }) else { return };
         let worker = Worker { id, shared: self };
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| job(&worker))) {
-            if !payload.is::<Broken>() {
+        match catch_unwind(AssertUnwindSafe(|| job(&worker))) {
+            Err(payload) if !payload.is::<Broken>() => {
                 self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
                 self.inner.break_it();
             }
+            _ => {}
         }
     }
 }
