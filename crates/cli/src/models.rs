@@ -24,10 +24,10 @@ pub enum Source {
 
 impl Source {
     /// Loads it.
-    pub fn load(&self, options: LoadOptions) -> Result<Model, Box<LoadError>> {
+    pub fn load(&self, options: LoadOptions) -> Result<Model, LoadError> {
         match self {
-            Source::BuiltIn => Model::from_static(BUNDLED[0], &ALPHA.0, options).map_err(Box::new),
-            Source::File(path) => Model::load(path, options).map_err(Box::new),
+            Source::BuiltIn => Model::from_static(BUNDLED[0], &ALPHA.0, options),
+            Source::File(path) => Model::load(path, options),
         }
     }
 

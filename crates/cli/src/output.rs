@@ -50,22 +50,32 @@ pub struct Answer {
     terminal: bool,
     failed: Option<io::Error>,
     open_line: bool,
+    /// Still before the first word, whose space is left out.
+    before_words: bool,
 }
 
 impl Answer {
-    /// Nothing said yet.
-    pub fn new() -> Self {
+    /// For a text that is shown as it is.
+    pub fn exact() -> Self {
         let out = io::stdout().lock();
-        Self { terminal: out.is_terminal(), out, failed: None, open_line: false }
+        Self { terminal: out.is_terminal(), out, failed: None, open_line: false, before_words: false }
+    }
+
+    /// For a turn of a conversation: space before its first word is left out.
+    pub fn turn() -> Self {
+        Self { before_words: true, ..Self::exact() }
     }
 
     /// Shows a piece at once; false when it cannot be shown and the answer may as well stop.
     pub fn push(&mut self, piece: &str) -> bool {
+        let piece = if self.before_words { piece.trim_start() } else { piece };
+        if piece.is_empty() {
+            return true;
+        }
+        self.before_words = false;
         let text = if self.terminal { printable(piece, true) } else { Cow::Borrowed(piece) };
         let written = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
-        if !piece.is_empty() {
-            self.open_line = !piece.ends_with('\n');
-        }
+        self.open_line = !piece.ends_with('\n');
         self.failed = written.err();
         self.failed.is_none()
     }

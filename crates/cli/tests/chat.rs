@@ -70,7 +70,7 @@ fn commands_do_what_help_says() {
     let roles: Vec<&str> =
         saved["messages"].as_array().unwrap().iter().map(|m| m["role"].as_str().unwrap()).collect();
     assert_eq!(roles, ["system", "user", "assistant"]);
-    assert_eq!(saved["messages"][2]["content"].as_str().unwrap().trim_end(), out.trim_end());
+    assert_eq!(saved["messages"][2]["content"].as_str().unwrap().trim(), out.trim_end());
     let text = std::fs::read_to_string(text).unwrap();
     assert!(text.starts_with("system: Be kind.\n\nuser: Hello!\n\nassistant: "), "{text}");
 }

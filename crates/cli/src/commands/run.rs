@@ -40,7 +40,7 @@ pub fn run(args: RunArgs) -> Result<(), Failure> {
         output::print_json(&as_json(&model, threads, prompt.len(), &generation))?;
         return interrupted(&generation);
     }
-    let mut answer = Answer::new();
+    let mut answer = Answer::exact();
     let generation = speaker.answer(&prompt, &run.generate, |piece| answer.push(piece));
     answer.finish()?;
     let generation = generation?;

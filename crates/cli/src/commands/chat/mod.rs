@@ -172,7 +172,7 @@ impl Talk {
         let mut options = self.chat.generate.clone();
         // Another seed each turn, so that a question asked twice has two answers; the same for the same talk.
         options.sampling.seed = options.sampling.seed.map(|seed| seed.wrapping_add(self.turn));
-        let mut answer = Answer::new();
+        let mut answer = Answer::turn();
         let generation = self.speaker.answer(prompt, &options, |piece| answer.push(piece));
         if self.piped {
             self.speaker.interrupt.release();
