@@ -39,6 +39,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// What this machine offers and what will be used.
     Info(InfoArgs),
+    /// Write a random model of a real shape.
+    Synth(SynthArgs),
 }
 
 const MODEL_HELP: &str = "Path of a GGUF file, or alpha (built in), beta, gamma or delta";
@@ -300,6 +302,32 @@ pub enum Activations {
     Int8,
     /// As they are.
     Float,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nexaquant synth tinyllama-1.1b -o tinyllama.gguf
+  nexaquant synth bitnet-2b4t --format I2_S -o bitnet.gguf
+  nexaquant synth layers=8,embd=1024,heads=16,kv=4,ff=2816,vocab=32000,ctx=4096,head=own -o mine.gguf
+
+The text of such a model is noise. Its tensors, sizes and arithmetic are those of a real one: layers in the
+format asked for, embedding and head in Q6_K.")]
+pub struct SynthArgs {
+    /// tinyllama-1.1b, bitnet-2b4t, llama3-8b, or sizes: arch, layers, embd, heads, kv, ff, vocab, ctx, head.
+    pub shape: String,
+    /// The file to write.
+    #[arg(short, long, value_name = "FILE", help_heading = "Output")]
+    pub output: PathBuf,
+    /// Replace FILE if it exists.
+    #[arg(long, help_heading = "Output")]
+    pub force: bool,
+    /// TQ2_0, TQ1_0 or I2_S.
+    #[arg(long, value_name = "FORMAT", default_value = "TQ2_0", help_heading = "Model")]
+    pub format: String,
+    /// The same seed gives the same file.
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Model")]
+    pub seed: u64,
 }
 
 fn token_id(text: &str) -> Result<u32, String> {

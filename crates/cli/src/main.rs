@@ -44,5 +44,6 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Perplexity(args) => commands::perplexity::perplexity(&args),
         Command::Inspect(args) => commands::inspect::inspect(&args),
         Command::Info(args) => commands::info::info(&args),
+        Command::Synth(args) => commands::synth::synth(&args),
     }
 }

@@ -195,7 +195,9 @@ fn a_file_without_permission() {
     std::fs::write(file.path(), tiny_bytes()).unwrap();
     std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o000)).unwrap();
     if std::fs::File::open(file.path()).is_ok() {
-        eprintln!("skipped: this user may open any file");
+        // Past the capture of test output, so that it is seen.
+        let _ =
+            writeln!(std::io::stderr(), "skipped: a file without permission; this user may open any file");
         return;
     }
     refused(&["run", file.path().to_str().unwrap(), "-p", "x"], b"", &["cannot open", "ermission"]);
@@ -257,6 +259,11 @@ fn flags_that_make_no_sense() {
     ] {
         refused(args, b"", &[word]);
     }
+}
+
+#[test]
+fn sampling_is_checked_before_the_first_turn() {
+    refused(&["chat", "--temp", "-1"], b"", &["temperature"]);
 }
 
 #[test]

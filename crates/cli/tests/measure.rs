@@ -166,7 +166,12 @@ fn inspect_shows_what_runs_on_what() {
 fn inspect_shows_files_that_do_not_run_and_says_why() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("strange.gguf");
-    std::fs::write(&path, changed(|pairs, _| pairs[0].1 = "mystery\u{1b}[2J".into())).unwrap();
+    let strange = changed(|pairs, tensors| {
+        pairs[0].1 = "mystery".into();
+        pairs.push(("\u{1b}[2J".into(), "\u{1b}[2J".into()));
+        tensors[1].name = "\u{1b}[2J".into();
+    });
+    std::fs::write(&path, strange).unwrap();
     let path = path.to_str().unwrap();
     let text = stdout(&["inspect", path]);
     assert!(text.contains("no: architecture") && text.contains("token_embd.weight"), "{text}");
@@ -209,6 +214,11 @@ fn bundled_models_are_found_in_the_data_folder() {
     let place = tempfile::tempdir().unwrap();
     let program = place.path().join("nexaquant");
     std::fs::copy(env!("CARGO_BIN_EXE_nexaquant"), &program).unwrap();
+    // A program that another test starts just now holds the copy open for a moment.
+    let busy = || std::process::Command::new(&program).arg("--version").output().map_err(|e| e.kind());
+    while matches!(busy(), Err(std::io::ErrorKind::ExecutableFileBusy)) {
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
     let run = |name: &str| {
         let mut command = assert_cmd::Command::new(&program);
         command.current_dir(place.path()).env("XDG_DATA_HOME", data.path()).env("HOME", data.path());

@@ -187,6 +187,14 @@ fn other_ways_to_compute_work() {
 }
 
 #[test]
+fn a_prompt_in_pieces_is_measured_whole() {
+    let args = ["run", "-p", "Tell me about a small bird.", "-n", "2", "--batch", "4"];
+    let tokens = json(&[&args[..], &["--json"]].concat())["prompt_tokens"].to_string();
+    let line = format!("prompt {tokens} tokens, ");
+    nexaquant().args(args).assert().success().stderr(predicate::str::starts_with(line));
+}
+
+#[test]
 fn a_context_beyond_the_model_is_a_warning() {
     nexaquant()
         .args(["run", "-p", "Hi", "-n", "2", "--ctx", "100000"])

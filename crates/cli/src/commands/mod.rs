@@ -6,3 +6,4 @@ pub mod inspect;
 pub mod perplexity;
 pub mod run;
 pub mod score;
+pub mod synth;
