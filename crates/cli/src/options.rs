@@ -27,6 +27,12 @@ impl Engine {
         let context = self.context.unwrap_or(DEFAULT_CONTEXT.max(tokens));
         SessionOptions { context, kv: self.kv, batch: self.batch, outputs: 1 }
     }
+
+    /// The same where the logits of every token are wanted. A step of a few tokens is nearly as fast as a full one, and
+    /// the logits of a large vocabulary take a megabyte a token.
+    pub fn scoring_session(&self, tokens: usize) -> SessionOptions {
+        SessionOptions { outputs: 16, ..self.session(tokens) }
+    }
 }
 
 /// Where the text of a prompt comes from.

@@ -40,8 +40,7 @@ pub fn perplexity(args: &PerplexityArgs) -> Result<(), Failure> {
     let chunk = context.min(tokens.len());
     let chunks = (tokens.len() / chunk).min(args.chunks.map_or(usize::MAX, |n| n as usize));
 
-    let session = SessionOptions { context, ..options.session(0) };
-    let session = SessionOptions { outputs: session.batch, ..session };
+    let session = SessionOptions { context, ..options.scoring_session(0) };
     let mut session = Session::new(&model, &pool, session).map_err(Failure::input)?;
     let mut sum = Sum::default();
     let start = Instant::now();

@@ -6,9 +6,9 @@ use crate::failure::Failure;
 use crate::models;
 use crate::options;
 use crate::output;
+use nexaquant_engine::Session;
 use nexaquant_engine::sampler::log_probs;
 use nexaquant_engine::tokenizer::Tokenizer;
-use nexaquant_engine::{Session, SessionOptions};
 use serde_json::json;
 
 pub fn score(args: ScoreArgs) -> Result<(), Failure> {
@@ -21,10 +21,8 @@ pub fn score(args: ScoreArgs) -> Result<(), Failure> {
     if tokens.is_empty() {
         return Err(Failure::input("there are no tokens to score"));
     }
-    let session = options.session(tokens.len());
-    // All logits of a step are wanted.
-    let session = SessionOptions { outputs: session.batch, ..session };
-    let mut session = Session::new(&model, &pool, session).map_err(Failure::input)?;
+    let mut session =
+        Session::new(&model, &pool, options.scoring_session(tokens.len())).map_err(Failure::input)?;
 
     let (mut logprobs, mut top1) = (Vec::with_capacity(tokens.len()), Vec::with_capacity(tokens.len()));
     let mut wrong = None;

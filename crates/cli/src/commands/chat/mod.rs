@@ -131,6 +131,12 @@ impl Talk {
                 return Err(failure);
             }
         };
+        if generation.tokens.is_empty() && generation.finish == Finish::Cancelled {
+            // Stopped while reading: as if nothing had been said.
+            self.dialogue.unsay();
+            aside("Stopped.");
+            return Ok(());
+        }
         self.dialogue.answered(generation.text.clone());
         self.totals.add(&generation);
         aside(&measured(&generation.stats));
