@@ -20,13 +20,13 @@ impl Dialogue {
     /// No turns yet. The template is the model's own unless another was asked for.
     pub fn new(model: &Model, conversation: &Conversation) -> Result<Self, Failure> {
         let tokenizer = model.tokenizer();
-        let template = match &conversation.template {
-            Some(path) => {
-                let name = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
-                ChatTemplate::new(&input::file(path)?, &name(tokenizer.bos()), &name(tokenizer.eos()))
-                    .map_err(|e| Failure::Input(format!("{}: {e}", path.display())))?
-            }
-            None => model.chat().clone(),
+        let template = if let Some(path) = &conversation.template {
+            let name = |id: Option<u32>| id.and_then(|id| tokenizer.token_text(id)).unwrap_or_default();
+            ChatTemplate::new(&input::file(path)?, &name(tokenizer.bos()), &name(tokenizer.eos()))
+                .map_err(|e| Failure::Input(format!("{}: {e}", path.display())))?
+        } else {
+            let path = model.file().path().display();
+            model.chat().map_err(|e| Failure::Input(format!("{path}: {e}")))?.clone()
         };
         Ok(Self { model: model.clone(), template, system: conversation.system.clone(), turns: Vec::new() })
     }

@@ -141,6 +141,8 @@ fn templates_that_do_not_end() {
         let key = "tokenizer.chat_template";
         std::fs::write(&path, changed(|pairs, _| pairs.push((key.into(), template.into())))).unwrap();
         refused(&["run", path.to_str().unwrap(), "-p", "Hello"], b"", &[word]);
+        // What needs no template works all the same.
+        stdout(&["run", path.to_str().unwrap(), "--raw", "-p", "Hello", "-n", "2"]);
 
         let file = dir.path().join("template.jinja");
         std::fs::write(&file, template).unwrap();

@@ -55,9 +55,6 @@ pub enum LoadCause {
     /// Its vocabulary cannot be used.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
-    /// Its chat template cannot be used.
-    #[error(transparent)]
-    Chat(#[from] ChatError),
     /// Tokenizer and embedding disagree.
     #[error("the tokenizer has {tokens} tokens, the embedding table token_embd.weight has {rows} rows")]
     VocabMismatch {
@@ -84,7 +81,7 @@ struct Inner {
     arch: Architecture,
     weights: WeightTable,
     tokenizer: Tokenizer,
-    chat: ChatTemplate,
+    chat: Result<ChatTemplate, ChatError>,
     ops: Ops,
     options: LoadOptions,
 }
@@ -134,9 +131,12 @@ impl Model {
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.0.tokenizer
     }
-    /// The chat template, or the plain fallback.
-    pub fn chat(&self) -> &ChatTemplate {
-        &self.0.chat
+    /// The chat template, or the plain form where the file has none.
+    ///
+    /// # Errors
+    /// When the file's template is no template. That does not keep the model from anything but chat.
+    pub fn chat(&self) -> Result<&ChatTemplate, &ChatError> {
+        self.0.chat.as_ref()
     }
     /// How it was loaded.
     pub fn options(&self) -> LoadOptions {
@@ -176,7 +176,7 @@ impl Inner {
         if tokens != rows {
             return Err(LoadCause::VocabMismatch { tokens, rows });
         }
-        let chat = ChatTemplate::from_metadata(&gguf.metadata, &tokenizer)?;
+        let chat = ChatTemplate::from_metadata(&gguf.metadata, &tokenizer);
         file.check()?;
         Ok(Self { file, gguf, arch, weights, tokenizer, chat, ops, options })
     }
