@@ -8,6 +8,7 @@ use nexaquant_engine::chat::{ChatTemplate, Message, RenderOptions, Role};
 use serde_json::json;
 
 /// System text and turns, and the template.
+#[derive(Clone)]
 pub struct Dialogue {
     model: Model,
     template: ChatTemplate,

@@ -9,11 +9,12 @@ use nexaquant_engine::{LoadCause, Model, Pool, topology};
 /// Loads a model and starts the threads.
 pub fn open(source: &Source, options: &options::Engine) -> Result<(Model, Pool), Failure> {
     let model = load(source, options)?;
+    // Before the pool pins this thread to one core and the count becomes one.
+    let parallelism = topology().parallelism;
     let pool = Pool::new(options.pool).map_err(|e| match e.kind() {
         std::io::ErrorKind::InvalidInput => Failure::Input(format!("--threads: {e}")),
         _ => Failure::Internal(format!("cannot start threads: {e}; try --threads 1")),
     })?;
-    let parallelism = topology().parallelism;
     if let Some(threads) = options.pool.threads.filter(|&n| n > parallelism) {
         note(
             "warning: ",

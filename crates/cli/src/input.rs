@@ -14,7 +14,7 @@ pub fn file(path: &Path) -> Result<String, Failure> {
         return stdin();
     }
     let name = path.display().to_string();
-    // Looked at first, as opening a pipe would wait for its writer.
+    // A pipe is fine, as in -f <(command); reading it waits for its writer.
     let found = std::fs::metadata(path).map_err(|e| Failure::Input(format!("cannot open {name}: {e}")))?;
     if found.is_dir() {
         return Err(Failure::Input(format!("{name} is a directory, not a text file")));

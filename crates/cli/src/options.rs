@@ -25,7 +25,9 @@ impl Engine {
     /// A session for a whole conversation, or for at least `tokens` where no context was asked for.
     pub fn session(&self, tokens: usize) -> SessionOptions {
         let context = self.context.unwrap_or(DEFAULT_CONTEXT.max(tokens));
-        SessionOptions { context, kv: self.kv, batch: self.batch, outputs: 1 }
+        // A number of threads that was asked for is used.
+        let all_threads = self.pool.threads.is_some();
+        SessionOptions { context, kv: self.kv, batch: self.batch, all_threads, outputs: 1 }
     }
 
     /// The same where the logits of every token are wanted. A step of a few tokens is nearly as fast as a full one, and

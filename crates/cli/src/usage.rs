@@ -25,7 +25,9 @@ pub fn report(error: &clap::Error) -> ExitCode {
 /// Clap's paragraphs without the usage and the pointer to `--help`, which a hint at the help of `command` replaces.
 fn one_line(text: &str, command: Option<&str>) -> String {
     let text = text.strip_prefix("error: ").unwrap_or(text);
-    let told = |line: &&str| !line.is_empty() && !line.starts_with("For more information");
+    let told = |line: &&str| {
+        !line.is_empty() && !line.starts_with("For more information") && !line.starts_with("tip: to pass")
+    };
     let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:")).filter(told);
     // Hints such as `tip: a similar argument exists` begin a sentence of their own.
     let told = lines.collect::<Vec<_>>().join(" ").replace(" tip: ", "; ");

@@ -55,7 +55,8 @@ pub struct ModelFile {
 
 #[derive(Debug)]
 enum Source {
-    Mapped(memmap2::Mmap, guard::Guard),
+    /// In this order: the guard lets go before the mapping does.
+    Mapped(guard::Guard, memmap2::Mmap, File),
     Static(&'static [u8]),
 }
 
@@ -77,7 +78,7 @@ impl ModelFile {
         // give other bytes, which every reader of these bytes must survive anyway (they are untrusted).
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io("map"))?;
         let guard = guard::Guard::new(&map);
-        Ok(Self { path: path.to_owned(), bytes: Source::Mapped(map, guard) })
+        Ok(Self { path: path.to_owned(), bytes: Source::Mapped(guard, map, file) })
     }
 
     /// Bytes that are part of the program, under a name for messages.
@@ -92,14 +93,17 @@ impl ModelFile {
     /// All of it.
     pub fn bytes(&self) -> &[u8] {
         match &self.bytes {
-            Source::Mapped(map, _) => map,
+            Source::Mapped(_, map, _) => map,
             Source::Static(bytes) => bytes,
         }
     }
-    /// Fails once a read has met the truncated part.
+    /// Fails when the file is shorter than it was; costs one system call.
     pub fn check(&self) -> Result<(), FileError> {
         match &self.bytes {
-            Source::Mapped(_, guard) if guard.is_damaged() => {
+            // A cut inside the last page raises no signal; the file's length tells.
+            Source::Mapped(guard, map, file)
+                if guard.is_damaged() || file.metadata().is_ok_and(|m| m.len() < map.len() as u64) =>
+            {
                 Err(FileError::Truncated { path: self.path.clone() })
             }
             _ => Ok(()),
@@ -247,11 +251,19 @@ mod tests {
         let other = ModelFile::open(file.path()).unwrap();
         assert_eq!(whole.bytes()[(1 << 20) - 1], 7);
         file.as_file().set_len(8192).unwrap();
-        assert!(whole.check().is_ok());
         assert_eq!((whole.bytes()[100], whole.bytes()[(1 << 20) - 1]), (7, 0));
         assert!(whole.check().unwrap_err().to_string().contains("was truncated"));
-        assert!(other.check().is_ok(), "a mapping that met no hole is not blamed");
+        assert!(other.check().is_err(), "the length tells before a read does");
         assert_eq!(other.bytes()[500_000], 0);
-        assert!(other.check().is_err());
+    }
+
+    #[test]
+    fn a_cut_inside_the_last_page_is_noticed() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&[7; 1000]).unwrap();
+        let whole = ModelFile::open(file.path()).unwrap();
+        assert!(whole.check().is_ok());
+        file.as_file().set_len(900).unwrap();
+        assert!(whole.check().is_err());
     }
 }

@@ -10,7 +10,7 @@
 //! so that attention reads the rows of one head one behind another. Pages are indexed by absolute position; how a
 //! prompt is cut into steps does not show.
 
-use crate::cpu::SharedBuf;
+use crate::cpu::{OutOfMemory, SharedBuf};
 use crate::model::hparams::HParams;
 use nexaquant_kernels::KvType;
 use std::ops::Range;
@@ -96,10 +96,11 @@ impl KvCache {
         self.pages.len() * self.layout.page_bytes()
     }
     /// Adds pages until `positions` fit.
-    pub fn grow(&mut self, positions: usize) {
+    pub fn grow(&mut self, positions: usize) -> Result<(), OutOfMemory> {
         while self.capacity() < positions {
-            self.pages.push(SharedBuf::new(self.layout.page_bytes()));
+            self.pages.push(SharedBuf::new(self.layout.page_bytes())?);
         }
+        Ok(())
     }
     /// Gives back the pages that `positions` positions do not need.
     pub fn shrink(&mut self, positions: usize) {

@@ -29,12 +29,13 @@ mod threads;
 pub mod tokenizer;
 mod weights;
 
+pub use cpu::OutOfMemory;
 pub use file::{FileError, ModelFile};
 pub use generate::{Finish, GenerateError, GenerateOptions, Generation, Stats, generate};
 pub use kv::{KvTypeError, PAGE};
 pub use loader::{LoadCause, LoadError, LoadOptions, Model};
 pub use nexaquant_gguf as gguf;
 pub use nexaquant_kernels as kernels;
-pub use session::{DEFAULT_BATCH, DEFAULT_CONTEXT, EvalError, Session, SessionOptions};
+pub use session::{DEFAULT_BATCH, DEFAULT_CONTEXT, EvalError, Session, SessionError, SessionOptions};
 pub use threads::{Pool, PoolOptions, Topology, Worker, topology};
 pub use weights::{WeightError, WeightTable, format_of};

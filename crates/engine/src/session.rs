@@ -1,13 +1,14 @@
 //! A session: one sequence of tokens, its cache, and the step that extends it.
 
-use crate::cpu::{Scratch, Step};
+use crate::cpu::{OutOfMemory, Scratch, Step};
 use crate::file::FileError;
 use crate::kv::{KvCache, KvLayout, KvTypeError};
 use crate::loader::Model;
 use crate::model::op::RopeTable;
-use crate::threads::Pool;
+use crate::threads::{Crew, Pool, Tuner, Worker};
 use nexaquant_kernels::{KvType, Ops};
 use std::ops::Range;
+use std::time::Instant;
 
 /// How a session is opened.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +19,9 @@ pub struct SessionOptions {
     pub kv: KvType,
     /// Most prompt tokens in one step. More is faster for long prompts and takes memory; the result is the same.
     pub batch: usize,
+    /// Use every worker in every step. Otherwise steps are timed, and the calling thread computes alone where that is
+    /// faster: a small model, or cores that other programs use. The result is the same.
+    pub all_threads: bool,
     /// Most tokens of a step whose logits are wanted ([`Session::eval_each`]); the others use one.
     pub outputs: usize,
 }
@@ -29,7 +33,13 @@ pub const DEFAULT_BATCH: usize = 128;
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { context: DEFAULT_CONTEXT, kv: KvType::F16, batch: DEFAULT_BATCH, outputs: 1 }
+        Self {
+            context: DEFAULT_CONTEXT,
+            kv: KvType::F16,
+            batch: DEFAULT_BATCH,
+            all_threads: false,
+            outputs: 1,
+        }
     }
 }
 
@@ -60,6 +70,21 @@ pub enum EvalError {
     /// The file changed under us.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The system gives no more memory; the session is as it was.
+    #[error(transparent)]
+    Memory(#[from] OutOfMemory),
+}
+
+/// Why a session cannot be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The cache type does not suit the model.
+    #[error(transparent)]
+    KvType(#[from] KvTypeError),
+    /// The system gives no more memory.
+    #[error(transparent)]
+    Memory(#[from] OutOfMemory),
 }
 
 /// One sequence.
@@ -72,14 +97,17 @@ pub struct Session {
     kv: KvCache,
     tokens: Vec<u32>,
     context: usize,
+    all_threads: bool,
+    /// For steps of one token and for longer ones.
+    tuners: [Tuner; 2],
 }
 
 impl Session {
     /// Opens an empty session whose steps will run on `pool`.
     ///
     /// # Errors
-    /// When the model's head size does not suit the cache type.
-    pub fn new(model: &Model, pool: &Pool, options: SessionOptions) -> Result<Self, KvTypeError> {
+    /// When the model's head size does not suit the cache type, or there is no memory for the activations.
+    pub fn new(model: &Model, pool: &Pool, options: SessionOptions) -> Result<Self, SessionError> {
         let arch = model.architecture();
         let made_for = arch.hparams.context_length;
         let context = if options.context == 0 { made_for } else { options.context.min(made_for) };
@@ -88,7 +116,7 @@ impl Session {
         let ropes = arch.rope_tables(context, |id| weights.vector(id));
         let batch = options.batch.clamp(1, context);
         let kernel = |id| weights.kernel(id);
-        let scratch = Scratch::new(arch, kernel, &ropes, batch, options.outputs, pool.threads());
+        let scratch = Scratch::new(arch, kernel, &ropes, batch, options.outputs, pool.threads())?;
         let ops = model.ops();
         Ok(Self {
             model: model.clone(),
@@ -98,6 +126,8 @@ impl Session {
             kv: KvCache::new(layout),
             tokens: Vec::with_capacity(context.min(1 << 20)),
             context,
+            all_threads: options.all_threads,
+            tuners: [Tuner::new(), Tuner::new()],
         })
     }
 
@@ -130,6 +160,9 @@ impl Session {
 
     /// Makes the session hold exactly `prompt`, keeping what it shares with the tokens already there, and returns the
     /// logits after the last token. Computes at least the last token. Returns how many tokens were kept, too.
+    ///
+    /// # Panics
+    /// When `prompt` is empty.
     pub fn set(&mut self, pool: &mut Pool, prompt: &[u32]) -> Result<(usize, &mut [f32]), EvalError> {
         let same = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
         let kept = same.min(prompt.len().saturating_sub(1));
@@ -154,9 +187,6 @@ impl Session {
     }
 
     /// Appends tokens and calls `see(i, logits)` with the logits after each of them.
-    ///
-    /// # Panics
-    /// When `tokens` is empty.
     pub fn eval_each(
         &mut self,
         pool: &mut Pool,
@@ -196,9 +226,12 @@ impl Session {
 
     /// One forward pass over at most a batch; the head runs for `outputs` (indices in `tokens`).
     fn step(&mut self, pool: &mut Pool, tokens: &[u32], outputs: Range<usize>) -> Result<(), EvalError> {
+        // A pool with more workers than the scratch was made for would make them share what each must own.
+        self.scratch
+            .fit_threads(pool.threads(), self.model.architecture(), |id| self.model.weights().kernel(id))?;
         let pos0 = self.tokens.len();
-        self.kv.grow(pos0 + tokens.len());
-        self.scratch.grow_scores(self.kv.capacity());
+        self.kv.grow(pos0 + tokens.len())?;
+        self.scratch.grow_scores(self.kv.capacity())?;
         self.scratch.set_angles(&self.ropes, pos0, tokens.len());
         let model = &self.model;
         let step = Step {
@@ -214,7 +247,7 @@ impl Session {
         let units = &step.arch.units;
         let softcap = step.arch.hparams.logit_softcap;
         let all = 0..tokens.len();
-        pool.run(|worker| {
+        let work = |worker: &Worker<'_>| {
             for (i, unit) in units.iter().enumerate() {
                 let which = if i + 1 == units.len() { &outputs } else { &all };
                 if which.is_empty() {
@@ -225,7 +258,14 @@ impl Session {
                 }
                 step.run(worker, &unit.ops, which);
             }
-        });
+        };
+        let tuner = &mut self.tuners[usize::from(tokens.len() > 1)];
+        let start = Instant::now();
+        match tuner.crew() {
+            Crew::Alone if !self.all_threads => pool.run_alone(work),
+            _ => pool.run(work),
+        }
+        tuner.record(start.elapsed() / tokens.len() as u32);
         // A truncated file shows up as zeros; what they gave must not be used.
         model.file().check()?;
         if let Some(cap) = softcap {

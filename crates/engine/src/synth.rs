@@ -103,7 +103,7 @@ impl Shape {
             match key {
                 "arch" if matches!(value, "llama" | "bitnet-b1.58") => value.clone_into(&mut shape.arch),
                 "arch" => return Err(bad(format!("arch is {value:?}; wanted llama or bitnet-b1.58"))),
-                "layers" => shape.layers = size()?.min(4096),
+                "layers" => shape.layers = size()?,
                 "embd" => shape.embd = size()?,
                 "heads" => shape.heads = size()?,
                 "kv" => shape.kv_heads = size()?,
@@ -122,6 +122,7 @@ impl Shape {
         )?;
         check(shape.embd.is_multiple_of(2 * shape.heads), "heads must divide embd into an even size")?;
         check(shape.heads.is_multiple_of(shape.kv_heads), "kv must divide heads")?;
+        check(shape.layers <= 4096, "there can be 4096 layers at most")?;
         check(shape.vocab >= 260, "vocab must be at least 260: every byte and four more")?;
         Ok(shape)
     }
@@ -131,14 +132,21 @@ impl Shape {
     }
 }
 
-/// Writes a model of `shape` with ternary matrices in `format`; the same seed gives the same file.
+/// The ternary format of that name, in any case.
 ///
 /// # Errors
-/// An unknown format, or a writer that fails.
-pub fn synthesize<W: Write>(shape: &Shape, format: &str, seed: u64, out: W) -> Result<W, SynthError> {
-    let ternary = TensorType::by_name(&format.to_uppercase())
+/// When it is none that can be made.
+pub fn format(name: &str) -> Result<TensorType, SynthError> {
+    TensorType::by_name(&name.to_uppercase())
         .filter(|ty| matches!(ty.name(), "TQ2_0" | "TQ1_0" | "I2_S"))
-        .ok_or_else(|| SynthError::Format(format.to_owned()))?;
+        .ok_or_else(|| SynthError::Format(name.to_owned()))
+}
+
+/// Writes a model of `shape` with matrices in the [format](format()) `ternary`; the same seed gives the same file.
+///
+/// # Errors
+/// A writer that fails.
+pub fn synthesize<W: Write>(shape: &Shape, ternary: TensorType, seed: u64, out: W) -> Result<W, SynthError> {
     let mut writer = Writer::new();
     metadata(&mut writer, shape);
     let (embd, ff, kv) = (u64::from(shape.embd), u64::from(shape.ff), u64::from(shape.kv_width()));
@@ -281,7 +289,8 @@ impl Blocks {
             _ => 4,
         };
         let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.resize((1 << 20) / block * block, 0);
+        let random = left.min(1 << 20) as usize;
+        buffer.resize((random / block).max(1) * block, 0);
         for block in buffer.chunks_exact_mut(block) {
             match ty.name() {
                 "TQ2_0" => {
@@ -350,7 +359,7 @@ mod tests {
                 let text = format!("arch={arch},layers=2,embd=256,heads=4,kv=2,ff=512,vocab=300,head=own");
                 let shape = Shape::parse(&text).unwrap();
                 let mut file = tempfile::NamedTempFile::new().unwrap();
-                synthesize(&shape, format, 1, &mut file).unwrap();
+                synthesize(&shape, super::format(format).unwrap(), 1, &mut file).unwrap();
                 let model = Model::load(file.path(), LoadOptions::default()).unwrap();
                 let mut session = Session::new(&model, &pool, SessionOptions::default()).unwrap();
                 let logits = session.eval(&mut pool, &[296, 65, 66, 67]).unwrap();
@@ -368,7 +377,7 @@ mod tests {
     #[test]
     fn the_seed_decides_the_file() {
         let shape = Shape::parse("layers=1,embd=256,ff=256,heads=2,kv=1,vocab=260").unwrap();
-        let file = |seed| synthesize(&shape, "TQ2_0", seed, Vec::new()).unwrap();
+        let file = |seed| synthesize(&shape, TensorType::TQ2_0, seed, Vec::new()).unwrap();
         assert_eq!(file(5), file(5));
         assert_ne!(file(5), file(6));
     }
@@ -385,6 +394,7 @@ mod tests {
             ("layers=0", "layers is \"0\""),
             ("embd=-1", "embd is \"-1\""),
             ("arch=mamba", "wanted llama"),
+            ("layers=5000", "4096 layers at most"),
             ("wings=2", "unknown size"),
             ("layers=2,embd", "is no key=value"),
         ] {
@@ -392,6 +402,6 @@ mod tests {
         }
         let shape = Shape::parse("tinyllama-1.1b").unwrap();
         assert_eq!((shape.layers, shape.embd, shape.own_head), (22, 2048, true));
-        assert!(matches!(synthesize(&shape, "Q4_0", 0, Vec::new()), Err(SynthError::Format(_))));
+        assert!(matches!(super::format("Q4_0"), Err(SynthError::Format(_))));
     }
 }

@@ -43,7 +43,7 @@ fn logits(
 ) -> Vec<Vec<f32>> {
     let model = Model::load(path, LoadOptions { activations: mode, isa }).unwrap();
     let kv = if mode == Mode::Float { KvType::F32 } else { KvType::F16 };
-    let options = SessionOptions { context, kv, batch, outputs: batch };
+    let options = SessionOptions { context, kv, batch, all_threads: true, outputs: batch };
     let mut session = Session::new(&model, pool, options).unwrap();
     let mut all = Vec::new();
     session

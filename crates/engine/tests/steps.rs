@@ -34,6 +34,17 @@ fn model(name: &str) -> PathBuf {
 #[test]
 fn a_decode_step_allocates_nothing_and_a_session_does_not_grow() {
     let mut pool = Pool::new(PoolOptions { threads: Some(2), pin: false }).unwrap();
+    // A session made on one pool runs on a larger one.
+    {
+        let model = Model::load(&model("alpha.gguf"), LoadOptions::default()).unwrap();
+        let alone = Pool::new(PoolOptions { threads: Some(1), pin: false }).unwrap();
+        let mut larger = Pool::new(PoolOptions { threads: Some(4), pin: false }).unwrap();
+        let options = SessionOptions { batch: 1, all_threads: true, ..SessionOptions::default() };
+        let mut session = Session::new(&model, &alone, options).unwrap();
+        let there = session.eval(&mut larger, &[1, 2, 3]).unwrap().to_vec();
+        let mut session = Session::new(&model, &larger, options).unwrap();
+        assert_eq!(session.eval(&mut larger, &[1, 2, 3]).unwrap(), there);
+    }
     for name in ["alpha.gguf", "delta.gguf"] {
         let model = Model::load(&model(name), LoadOptions::default()).unwrap();
         for kv in KvType::ALL {

@@ -51,6 +51,11 @@ pub fn perplexity(args: &PerplexityArgs) -> Result<(), Failure> {
         progress(&format!("chunk {} of {chunks}: perplexity {:.4}", i + 1, sum.perplexity()));
     }
     progress("");
+    if sum.n == 0 {
+        return Err(Failure::Input(format!(
+            "chunks of {chunk} tokens leave none to score; use --ctx 4 or more"
+        )));
+    }
     let seconds = start.elapsed().as_secs_f64();
     let computed = chunks * chunk;
     let speed = computed as f64 / seconds;

@@ -3,30 +3,29 @@
 use crate::args::SynthArgs;
 use crate::failure::Failure;
 use crate::output;
-use nexaquant_engine::synth::{Shape, SynthError, synthesize};
-use std::fs::OpenOptions;
+use nexaquant_engine::synth::{Shape, SynthError, format, synthesize};
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::time::Instant;
 
 pub fn synth(args: &SynthArgs) -> Result<(), Failure> {
     let shape = Shape::parse(&args.shape).map_err(Failure::input)?;
+    let format = format(&args.format).map_err(Failure::input)?;
     let path = args.output.display();
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(!args.force).create(true).truncate(true);
-    let file = options.open(&args.output).map_err(|error| match error.kind() {
-        std::io::ErrorKind::AlreadyExists => {
-            Failure::Input(format!("{path} exists already; --force replaces it"))
-        }
-        _ => Failure::Input(format!("cannot create {path}: {error}")),
-    })?;
+    if args.output.exists() && !args.force {
+        return Err(Failure::Input(format!("{path} exists already; --force replaces it")));
+    }
+    // Under another name until it is whole, so that a run that ends early leaves what was there.
+    let mut part = args.output.clone().into_os_string();
+    part.push(".part");
+    let file =
+        File::create(&part).map_err(|error| Failure::Input(format!("cannot create {path}: {error}")))?;
     let start = Instant::now();
-    let written = synthesize(&shape, &args.format, args.seed, BufWriter::with_capacity(1 << 20, file))
-        .and_then(|mut out| out.flush().map_err(|error| SynthError::Write(error.into())));
+    let written = synthesize(&shape, format, args.seed, BufWriter::with_capacity(1 << 20, file))
+        .and_then(|mut out| out.flush().map_err(|error| SynthError::Write(error.into())))
+        .and_then(|()| std::fs::rename(&part, &args.output).map_err(|error| SynthError::Write(error.into())));
     if let Err(error) = written {
-        // Half a model is of no use to anyone; a pipe or device is not ours to remove.
-        if std::fs::metadata(&args.output).is_ok_and(|m| m.is_file()) {
-            let _ = std::fs::remove_file(&args.output);
-        }
+        let _ = std::fs::remove_file(&part);
         return Err(Failure::Input(format!("{path}: {error}")));
     }
     let bytes = std::fs::metadata(&args.output).map_or(0, |m| m.len());

@@ -11,6 +11,7 @@ mod scratch;
 mod shared;
 
 pub(crate) use scratch::Scratch;
+pub use shared::OutOfMemory;
 pub(crate) use shared::SharedBuf;
 
 use crate::file::ModelFile;

@@ -1,6 +1,6 @@
 //! The activations of one session: every buffer a step needs, allocated before the first one.
 
-use super::shared::SharedBuf;
+use super::shared::{OutOfMemory, SharedBuf};
 use crate::model::Architecture;
 use crate::model::op::{MatrixId, Op, RopeTable, Slot};
 use nexaquant_kernels::{BoundKernel, Grain, Layout, Line};
@@ -52,6 +52,19 @@ pub(crate) fn grains(kernels: impl Iterator<Item = BoundKernel>) -> [Option<Grai
     found
 }
 
+/// Cache lines that one token's input of any product takes, in all the grains it is wanted in.
+fn act_lines(arch: &Architecture, kernel: impl Fn(MatrixId) -> BoundKernel) -> usize {
+    let lines = |op: &Op| match op {
+        Op::MatMul { input, products } => grains(products.iter().map(|p| kernel(p.matrix)))
+            .into_iter()
+            .flatten()
+            .map(|grain| record_lines(Layout { cols: input.width, grain }))
+            .sum(),
+        _ => 0,
+    };
+    arch.units.iter().flat_map(|u| &u.ops).map(lines).max().unwrap_or(0)
+}
+
 /// Cache lines of one record.
 pub(crate) fn record_lines(layout: Layout) -> usize {
     layout.record_bytes() / 64
@@ -69,7 +82,7 @@ impl Scratch {
         batch: usize,
         outputs: usize,
         threads: usize,
-    ) -> Self {
+    ) -> Result<Self, OutOfMemory> {
         let token_bytes: usize = Slot::ALL.iter().map(|&slot| 4 * arch.slot_width(slot)).sum();
         let batch = batch.min(MAX_BATCH_BYTES / token_bytes.max(1)).max(1);
         let outputs = outputs.clamp(1, batch);
@@ -78,48 +91,57 @@ impl Scratch {
             .map(|slot| {
                 let width = arch.slot_width(slot);
                 let rows = if slot == Slot::Logits { outputs } else { batch };
-                Buffer { width, data: SharedBuf::new(width * rows) }
+                Ok(Buffer { width, data: SharedBuf::new(width * rows)? })
             })
-            .collect();
+            .collect::<Result<_, _>>()?;
         // With one token every worker quantizes for itself, so that no barrier is needed.
         let rows = batch.max(threads);
-        let lines = arch
-            .units
-            .iter()
-            .flat_map(|u| &u.ops)
-            .map(|op| match op {
-                Op::MatMul { input, products } => grains(products.iter().map(|p| kernel(p.matrix)))
-                    .into_iter()
-                    .flatten()
-                    .map(|grain| record_lines(Layout { cols: input.width, grain }))
-                    .sum(),
-                _ => 0,
-            })
-            .max()
-            .unwrap_or(0);
+        let lines = act_lines(arch, kernel);
         let h = &arch.hparams;
         let group = h.layers.iter().map(|l| h.heads / l.kv_heads).max().unwrap_or(1);
-        Self {
+        Ok(Self {
             slots,
-            acts: SharedBuf::new(lines * rows),
-            scores: SharedBuf::new(0),
+            acts: SharedBuf::new(lines * rows)?,
+            scores: SharedBuf::new(0)?,
             scores_each: 0,
-            angles: ropes.iter().map(|r| SharedBuf::new(2 * r.frequencies.len() * batch)).collect(),
+            angles: ropes
+                .iter()
+                .map(|r| SharedBuf::new(2 * r.frequencies.len() * batch))
+                .collect::<Result<_, _>>()?,
             batch,
             outputs,
             rows,
             threads,
             group,
+        })
+    }
+
+    /// Makes room for a pool of `threads` workers, if it has more than the last.
+    pub(crate) fn fit_threads(
+        &mut self,
+        threads: usize,
+        arch: &Architecture,
+        kernel: impl Fn(MatrixId) -> BoundKernel,
+    ) -> Result<(), OutOfMemory> {
+        if threads > self.threads {
+            let rows = self.batch.max(threads);
+            self.acts = SharedBuf::new(act_lines(arch, kernel) * rows)?;
+            self.rows = rows;
+            self.scores = SharedBuf::new(self.scores_each * threads)?;
+            self.threads = threads;
         }
+        Ok(())
     }
 
     /// Makes room for the scores of `positions` positions.
-    pub(crate) fn grow_scores(&mut self, positions: usize) {
+    pub(crate) fn grow_scores(&mut self, positions: usize) -> Result<(), OutOfMemory> {
         if self.scores_each < positions * self.group {
             // Doubling keeps growth rare; a multiple of 16 keeps workers off each other's cache lines.
-            self.scores_each = (positions.next_power_of_two().max(64) * self.group).next_multiple_of(16);
-            self.scores = SharedBuf::new(self.scores_each * self.threads);
+            let each = (positions.next_power_of_two().max(64) * self.group).next_multiple_of(16);
+            self.scores = SharedBuf::new(each * self.threads)?;
+            self.scores_each = each;
         }
+        Ok(())
     }
 
     pub(crate) fn slot(&self, slot: Slot) -> &Buffer {

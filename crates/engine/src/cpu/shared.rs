@@ -7,9 +7,10 @@
 #![allow(unsafe_code)]
 
 use nexaquant_kernels::{Line, Out};
-use std::cell::UnsafeCell;
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::ptr::NonNull;
 
 /// Types that any bits are a value of.
 pub(crate) trait Plain: Copy + Send + Sync + 'static {}
@@ -17,15 +18,39 @@ impl Plain for f32 {}
 impl Plain for u8 {}
 impl Plain for Line {}
 
-/// A zeroed, 64-byte aligned buffer of `len` values that threads may share under the rule above.
+/// The system gives no more memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no memory for another {} MB of activations and cache; lower --ctx or --batch, or use --kv q8_0", bytes >> 20)]
+pub struct OutOfMemory {
+    /// Bytes asked for.
+    pub bytes: usize,
+}
+
+/// A zeroed, 64-byte aligned buffer of `len` values that threads may share under the rule above. Pages of it that
+/// nobody writes take no memory.
 pub(crate) struct SharedBuf<T> {
-    lines: Box<[UnsafeCell<Line>]>,
+    /// Dangling while there are no lines.
+    start: NonNull<Line>,
+    lines: usize,
     len: usize,
     of: PhantomData<T>,
 }
 
+// SAFETY: plain data that this buffer owns.
+unsafe impl<T: Plain> Send for SharedBuf<T> {}
 // SAFETY: plain data; all access through `&self` is unsafe and bound to the rule above.
 unsafe impl<T: Plain> Sync for SharedBuf<T> {}
+
+impl<T> Drop for SharedBuf<T> {
+    fn drop(&mut self) {
+        if self.lines > 0 {
+            // SAFETY: allocated in `new` with this layout, which was valid then.
+            unsafe {
+                dealloc(self.start.as_ptr().cast(), Layout::array::<Line>(self.lines).unwrap_unchecked());
+            }
+        }
+    }
+}
 
 impl<T> std::fmt::Debug for SharedBuf<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -34,17 +59,24 @@ impl<T> std::fmt::Debug for SharedBuf<T> {
 }
 
 impl<T: Plain> SharedBuf<T> {
-    pub(crate) fn new(len: usize) -> Self {
-        let lines = (len * size_of::<T>()).div_ceil(64);
-        let lines = (0..lines).map(|_| UnsafeCell::new(Line([0; 64]))).collect();
-        Self { lines, len, of: PhantomData }
+    /// `len` zeros.
+    pub(crate) fn new(len: usize) -> Result<Self, OutOfMemory> {
+        let bytes = len.saturating_mul(size_of::<T>());
+        let (lines, none) = (bytes.div_ceil(64), OutOfMemory { bytes });
+        let start = if lines == 0 {
+            NonNull::dangling()
+        } else {
+            let layout = Layout::array::<Line>(lines).map_err(|_| none)?;
+            // SAFETY: the layout is not empty.
+            NonNull::new(unsafe { alloc_zeroed(layout) }.cast()).ok_or(none)?
+        };
+        Ok(Self { start, lines, len, of: PhantomData })
     }
     pub(crate) fn bytes(&self) -> usize {
-        self.lines.len() * 64
+        self.lines * 64
     }
     fn ptr(&self) -> *mut T {
-        // An UnsafeCell has the layout of what it holds, and going through it permits writes.
-        UnsafeCell::raw_get(self.lines.as_ptr()).cast()
+        self.start.as_ptr().cast()
     }
     /// Everything, for the one owner.
     pub(crate) fn as_mut(&mut self) -> &mut [T] {

@@ -47,6 +47,9 @@ pub struct HParams {
 
 /// No model has more layers; a file that says so is not believed.
 const MAX_LAYERS: u64 = 4096;
+/// No model has more heads, or larger ones; scores and cache pages are sized by them.
+const MAX_HEADS: usize = 1 << 12;
+const MAX_HEAD_DIM: usize = 1 << 14;
 /// No width, head count or context is larger.
 const MAX_SIZE: u64 = 1 << 30;
 
@@ -120,6 +123,9 @@ impl HParams {
         if head_counts.iter().any(|&h| h != heads) {
             return Err(keys.bad("attention.head_count", "different counts", "the same in every layer"));
         }
+        if heads > MAX_HEADS {
+            return Err(keys.bad("attention.head_count", heads, format!("1 to {MAX_HEADS}")));
+        }
         let head_dim = match keys.opt_size("attention.key_length")? {
             Some(d) => d,
             None if embd.is_multiple_of(heads) => embd / heads,
@@ -128,6 +134,9 @@ impl HParams {
                 return Err(keys.bad("attention.head_count", found, "a divisor, or attention.key_length"));
             }
         };
+        if head_dim > MAX_HEAD_DIM {
+            return Err(keys.bad("attention.key_length", head_dim, format!("1 to {MAX_HEAD_DIM}")));
+        }
         if let Some(v) = keys.opt_size("attention.value_length")?.filter(|&v| v != head_dim) {
             return Err(keys.bad("attention.value_length", v, format!("{head_dim} as attention.key_length")));
         }
@@ -137,6 +146,13 @@ impl HParams {
         }
         let ff = keys.need_per_layer("feed_forward_length", n)?;
 
+        if !head_dim.is_multiple_of(2) {
+            return Err(keys.bad(
+                "attention.key_length (or embedding_length / attention.head_count)",
+                head_dim,
+                "an even number",
+            ));
+        }
         let rope_dims = keys.opt_size("rope.dimension_count")?.unwrap_or(head_dim);
         if rope_dims > head_dim || rope_dims % 2 != 0 {
             return Err(keys.bad(

@@ -2,6 +2,9 @@
 
 use std::collections::VecDeque;
 
+/// Tokens a window has room for from the start; a longer one grows.
+const MOST_RESERVED: usize = 1 << 16;
+
 /// How often each token occurs among the last `size` tokens.
 #[derive(Clone, Debug)]
 pub(super) struct Window {
@@ -14,7 +17,9 @@ pub(super) struct Window {
 impl Window {
     /// A window of `size` tokens of a vocabulary of `vocab_size`.
     pub fn new(size: usize, vocab_size: usize) -> Self {
-        Self { size, recent: VecDeque::with_capacity(size), counts: Vec::with_capacity(size.min(vocab_size)) }
+        // The size may come from a file's context length; what is really needed comes with the tokens.
+        let room = size.min(MOST_RESERVED);
+        Self { size, recent: VecDeque::with_capacity(room), counts: Vec::with_capacity(room.min(vocab_size)) }
     }
 
     /// Most different tokens there can be.

@@ -6,6 +6,8 @@
 mod barrier;
 mod pool;
 mod topology;
+mod tuner;
 
 pub use pool::{Pool, PoolOptions, Worker};
 pub use topology::{Topology, topology};
+pub(crate) use tuner::{Crew, Tuner};

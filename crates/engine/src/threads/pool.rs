@@ -74,6 +74,8 @@ unsafe impl Sync for Shared {}
 #[derive(Debug)]
 pub struct Worker<'a> {
     id: usize,
+    /// Workers in this run.
+    threads: usize,
     shared: &'a Shared,
 }
 
@@ -82,9 +84,9 @@ impl Worker<'_> {
     pub fn id(&self) -> usize {
         self.id
     }
-    /// Workers in the pool.
+    /// Workers in this run.
     pub fn threads(&self) -> usize {
-        self.shared.threads
+        self.threads
     }
 
     /// Waits for all workers: the end of a phase. All must call it equally often.
@@ -93,7 +95,7 @@ impl Worker<'_> {
     /// When another worker has panicked; [`Pool::run`] passes that panic on.
     #[inline]
     pub fn barrier(&self) {
-        if self.shared.threads == 1 {
+        if self.threads == 1 {
             self.shared.next.store(0, Relaxed);
         } else if self.shared.inner.wait(|| self.shared.next.store(0, Relaxed)).is_err() {
             resume_unwind(Box::new(Broken));
@@ -117,7 +119,7 @@ impl Worker<'_> {
 
     /// This worker's even share of `0..total`, the same in every phase.
     pub fn share(&self, total: usize) -> Range<usize> {
-        let (id, n) = (self.id, self.shared.threads);
+        let (id, n) = (self.id, self.threads);
         total * id / n..total * (id + 1) / n
     }
 }
@@ -177,6 +179,12 @@ impl Pool {
         self.unpinned.is_some()
     }
 
+    /// Calls `f` on the calling thread alone, as the one worker of a run; the others sleep on.
+    pub fn run_alone(&mut self, f: impl FnOnce(&Worker<'_>)) {
+        self.shared.next.store(0, Relaxed);
+        f(&Worker { id: 0, threads: 1, shared: &self.shared });
+    }
+
     /// Calls `f` on every worker and returns when all are done.
     ///
     /// # Panics
@@ -185,7 +193,7 @@ impl Pool {
         let shared = &*self.shared;
         shared.next.store(0, Relaxed);
         if shared.threads == 1 {
-            return f(&Worker { id: 0, shared });
+            return f(&Worker { id: 0, threads: 1, shared });
         }
         let job: Job<'_> = &f;
         // SAFETY: the lifetime is erased, but the reference is used only until the second outer barrier below, which
@@ -209,7 +217,7 @@ impl Shared {
         // SAFETY: written before the outer barrier this worker has passed, not written again until it arrives
         // at the next one.
         let Some(job) = (unsafe { *self.job.get() }) else { return };
-        let worker = Worker { id, shared: self };
+        let worker = Worker { id, threads: self.threads, shared: self };
         match catch_unwind(AssertUnwindSafe(|| job(&worker))) {
             Err(payload) if !payload.is::<Broken>() => {
                 self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);

@@ -15,6 +15,8 @@ use lines::{Line, Lines};
 use nexaquant_engine::{Finish, Generation, Model};
 use order::Order;
 use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::time::Duration;
 
@@ -159,10 +161,13 @@ impl Talk {
         let context = self.speaker.session.context();
         let reserve = self.chat.generate.max_tokens.unwrap_or(usize::MAX).min(context / 4).min(256);
         let mut dropped = 0;
+        let mut shorter = self.dialogue.clone();
         loop {
-            let prompt = self.dialogue.tokens()?;
-            if prompt.len() + reserve <= context || !self.dialogue.drop_oldest() {
-                if dropped > 0 {
+            let prompt = shorter.tokens()?;
+            if prompt.len() + reserve <= context || !shorter.drop_oldest() {
+                // Words that will not fit even alone must not cost the conversation.
+                if dropped > 0 && prompt.len() <= context {
+                    self.dialogue = shorter;
                     aside(&format!(
                         "The context of {context} tokens is full: the oldest {dropped} turn{} dropped.",
                         if dropped == 1 { " was" } else { "s were" }
@@ -238,5 +243,12 @@ fn aside_lines(text: &str) {
 fn save(dialogue: &Dialogue, path: &Path) -> Result<(), Failure> {
     let json = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json"));
     let text = if json { dialogue.as_json() } else { dialogue.as_text() };
-    std::fs::write(path, text).map_err(|e| Failure::Input(format!("cannot write {}: {e}", path.display())))
+    let mut file = File::create_new(path).map_err(|e| match e.kind() {
+        io::ErrorKind::AlreadyExists => {
+            Failure::Input(format!("{} exists already; nothing was written", path.display()))
+        }
+        _ => Failure::Input(format!("cannot write {}: {e}", path.display())),
+    })?;
+    file.write_all(text.as_bytes())
+        .map_err(|e| Failure::Input(format!("cannot write {}: {e}", path.display())))
 }
