@@ -11,7 +11,6 @@ pub mod spec;
 mod tensors;
 
 use hparams::HParams;
-use nexaquant_kernels::Activation;
 use op::{MatrixId, Op, RopeTable, Slot, Unit, VectorId, View};
 use spec::ArchSpec;
 pub use tensors::{Matrix, Vector};
@@ -177,10 +176,5 @@ impl Architecture {
             }
         }
         text
-    }
-
-    /// The gate's activation.
-    pub fn activation(&self) -> Activation {
-        self.hparams.activation
     }
 }

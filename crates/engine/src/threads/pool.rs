@@ -174,10 +174,6 @@ impl Pool {
     pub fn threads(&self) -> usize {
         self.shared.threads
     }
-    /// Whether the workers are pinned to cores.
-    pub fn is_pinned(&self) -> bool {
-        self.unpinned.is_some()
-    }
 
     /// Calls `f` on the calling thread alone, as the one worker of a run; the others sleep on.
     pub fn run_alone(&mut self, f: impl FnOnce(&Worker<'_>)) {
