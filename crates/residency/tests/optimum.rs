@@ -62,7 +62,8 @@ impl Workload {
         self.models.iter().flatten().map(|bytes| bytes.0).sum()
     }
 
-    fn trace(&self) -> Vec<Access> {
+    /// With one budget for all of it.
+    fn trace(&self, budget: Bytes) -> Vec<Access> {
         let mut trace = Vec::new();
         for _ in 0..self.rounds {
             for (model, units) in (0..).map(ModelId).zip(&self.models) {
@@ -70,6 +71,7 @@ impl Workload {
                     let access = |(index, bytes): (u32, &Bytes)| Access {
                         unit: UnitId { model, index },
                         bytes: *bytes,
+                        budget,
                     };
                     trace.extend((0..).zip(units).map(access));
                 }
@@ -95,7 +97,7 @@ impl Workload {
         if self.queue {
             pool.expect(&turns);
         }
-        let trace = self.trace();
+        let trace = self.trace(budget);
         for (t, access) in trace.iter().enumerate() {
             let lease = pool.acquire(access.unit).unwrap();
             if let (Rule::Prefetch, Some(next)) = (rule, trace.get(t + 1)) {
@@ -112,7 +114,7 @@ impl Workload {
         let budget = Bytes((self.total() as f64 * share) as u64);
         let mut worst = 0.0f64;
         for rule in [Rule::Plain, Rule::Prefetch] {
-            let Some(best) = optimum(&self.trace(), budget, rule, parts) else { continue };
+            let Some(best) = optimum(&self.trace(budget), rule, parts) else { continue };
             let ratio = |bytes: u64| bytes as f64 / best.0 as f64;
             let two_level = ratio(self.run(budget, rule, parts, Box::new(TwoLevel), false));
             let lru = ratio(self.run(budget, rule, parts, Box::new(Lru), false));
