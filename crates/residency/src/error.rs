@@ -147,6 +147,17 @@ pub enum Error {
         /// The most that is allowed.
         limit: u64,
     },
+    /// A trace gives a unit another size than at its first use.
+    SizeChanged {
+        /// The unit, as the trace calls it.
+        unit: UnitId,
+        /// Index of the access.
+        at: usize,
+        /// Its size there.
+        bytes: Bytes,
+        /// Its size at its first use.
+        first: Bytes,
+    },
 }
 
 impl fmt::Display for Error {
@@ -203,6 +214,10 @@ impl fmt::Display for Error {
             ),
             Error::TooManyParts { parts, limit } => {
                 write!(f, "splitting would make {parts} parts, {limit} are possible; allow larger parts")
+            }
+            Error::SizeChanged { unit, at, bytes, first } => {
+                write!(f, "access {at} of the trace gives {unit} {bytes} ({} bytes), ", bytes.0)?;
+                write!(f, "its first use gave it {first} ({} bytes)", first.0)
             }
         }
     }

@@ -8,7 +8,7 @@
 //! | `units.rs` | the nouns: [`Bytes`], [`UnitId`], [`Size`], [`State`], [`Pin`] |
 //! | `ledger.rs` | exact accounting: reserved + resident ≤ budget, always |
 //! | `table.rs`, `forecast.rs` | who is where, and who is expected when: what a policy plans from |
-//! | `policy/` | `plan(view, want)`: [`TwoLevel`], the baseline [`Lru`], the offline optimum for reports |
+//! | `policy/` | `plan(view, want)`: [`TwoLevel`], the baseline [`Lru`]; for reports the offline optimum, and a replay |
 //! | `store.rs`, `arena.rs` | the trait that a memory implements; offsets for stores that need them |
 //! | `pool.rs`, `lease.rs` | [`Pool`]: acquire, prefetch, pin, charge; [`Lease`]: the right to touch bytes |
 //! | `split.rs` | no unit is too big |

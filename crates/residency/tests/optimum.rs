@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use nexaquant_residency::policy::belady::{Access, Parts, Rule, optimum};
+use nexaquant_residency::policy::replay;
 use nexaquant_residency::*;
 
 /// Loads at once; if it has an arena, only where there is a hole of that size.
@@ -247,6 +248,33 @@ fn g_without_a_queue() {
         for mut workload in models_in_turns(passes) {
             workload.queue = false;
             workload.compare(0.75, Parts::Paged);
+        }
+    }
+}
+
+/// `policy::replay`, which reports use, against the driver above.
+#[test]
+fn h_a_replay_moves_the_same() {
+    type Make = fn() -> Box<dyn Policy>;
+    let policies: [Make; 2] = [|| Box::new(TwoLevel), || Box::new(Lru)];
+    let mut workloads = one_model();
+    workloads.extend(models_in_turns(8));
+    for (workload, share) in workloads.iter().flat_map(|w| [0.5, 0.95].map(|share| (w, share))) {
+        let budget = Bytes((workload.total() as f64 * share) as u64);
+        let turn = |model| Turn { model: ModelId(model), passes: workload.passes };
+        let turns = [(0, (0..workload.models.len() as u32).map(turn).collect())];
+        for (rule, parts) in [
+            (Rule::Plain, Parts::Paged),
+            (Rule::Plain, Parts::Whole),
+            (Rule::Prefetch, Parts::Paged),
+            (Rule::Prefetch, Parts::Whole),
+        ] {
+            let granule = if parts == Parts::Paged { PAGE } else { Bytes::ZERO };
+            for policy in policies {
+                let stats = replay(&workload.trace(budget), policy(), rule, granule, &turns).unwrap();
+                let expected = workload.run(budget, rule, parts, policy(), false);
+                assert_eq!(stats.bytes_loaded.0, expected, "{} {share} {rule:?} {parts:?}", workload.name);
+            }
         }
     }
 }

@@ -1,13 +1,16 @@
 //! Who has to go: pure decisions. `plan(view, want) -> Plan`, same view, same answer; no I/O, no clock, no logging.
 //!
 //! Start with `two_level.rs`, the default. `lru.rs` is the baseline that everybody knows, `belady.rs` the offline
-//! optimum that reports compare with. Carrying a plan out is the pool's job.
+//! optimum that reports compare with, `replay.rs` what a policy would have moved for the same trace. Carrying a plan out
+//! is the pool's job.
 
 pub mod belady;
 mod lru;
+mod replay;
 mod two_level;
 
 pub use lru::Lru;
+pub use replay::replay;
 pub use two_level::TwoLevel;
 
 use crate::table::Table;
