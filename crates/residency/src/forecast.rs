@@ -102,6 +102,23 @@ impl Forecast {
         self.running = self.running.filter(|running| running.model != model);
     }
 
+    /// What is used after the unit that was used last: the next one of the pass; after the last one the first of the
+    /// next pass, if the turn has one; after that the first of the model whose turn comes next. `units` as below.
+    pub fn upcoming(&self, units: impl Fn(ModelId) -> u32) -> Option<UnitId> {
+        if let Some(Running { model, position, passes_left }) = self.running {
+            let next = position.saturating_add(1);
+            if next < units(model) {
+                return Some(UnitId { model, index: next });
+            }
+            if passes_left > 1 {
+                return Some(UnitId { model, index: 0 });
+            }
+        }
+        let n = self.turns.len();
+        let mut models = (0..n).map(|k| self.turns[(self.next + k) % n].model);
+        models.find(|model| units(*model) > 0).map(|model| UnitId { model, index: 0 })
+    }
+
     /// For each listed model, how many accesses from now its next turn starts, soonest first. The running model
     /// is in the list if it has another turn after this one. `units` gives the units of a model, 0 if unknown.
     pub fn starts(&self, units: impl Fn(ModelId) -> u32) -> Vec<(ModelId, u64)> {
@@ -143,6 +160,10 @@ mod tests {
 
     fn starts(forecast: &Forecast) -> Vec<(ModelId, u64)> {
         forecast.starts(|_| 10)
+    }
+
+    fn upcoming(forecast: &Forecast) -> Option<UnitId> {
+        forecast.upcoming(|_| 10)
     }
 
     #[test]
@@ -188,6 +209,55 @@ mod tests {
             f.arrive(at(A, 0), 10);
         }
         assert_eq!(starts(&f), [(B, 10), (A, 20)]);
+    }
+
+    #[test]
+    fn the_upcoming_unit_follows_the_pass_and_the_turns() {
+        let mut f = Forecast::default();
+        assert_eq!(upcoming(&f), None);
+        f.expect(&[turn(A, 2), turn(B, 1), turn(A, 1)]);
+        assert_eq!(upcoming(&f), Some(at(A, 0)));
+        f.arrive(at(A, 0), 10);
+        assert_eq!(upcoming(&f), Some(at(A, 1)));
+        f.arrive(at(A, 9), 10);
+        assert_eq!(upcoming(&f), Some(at(A, 0)), "one more pass");
+        f.arrive(at(A, 0), 10);
+        f.arrive(at(A, 9), 10);
+        assert_eq!(upcoming(&f), Some(at(B, 0)), "end of the turn");
+        f.arrive(at(B, 9), 10);
+        assert_eq!(upcoming(&f), Some(at(A, 0)));
+        f.arrive(at(A, 9), 10);
+        assert_eq!(upcoming(&f), Some(at(A, 0)), "the list repeats");
+        f.expect(&[turn(A, 1)]);
+        assert_eq!(upcoming(&f), Some(at(A, 0)), "a new list counts the passes to come");
+        f.expect(&[turn(C, 1), turn(B, 1)]);
+        assert_eq!(upcoming(&f), Some(at(C, 0)));
+        assert_eq!(f.upcoming(|model| if model == C { 0 } else { 10 }), Some(at(B, 0)), "nobody knows C");
+        f.expect(&[]);
+        assert_eq!(upcoming(&f), Some(at(A, 0)), "without a list it goes on for good");
+        // A model of one unit.
+        f.expect(&[turn(C, 2), turn(B, 1)]);
+        for next in [C, B] {
+            f.arrive(at(C, 0), 1);
+            assert_eq!(f.upcoming(|_| 1), Some(at(next, 0)));
+        }
+    }
+
+    #[test]
+    fn the_upcoming_unit_is_of_a_model_that_is_left() {
+        let mut f = Forecast::default();
+        f.expect(&[turn(A, 1), turn(B, 1), turn(C, 1)]);
+        f.arrive(at(A, 3), 10);
+        f.forget(A);
+        assert_eq!(upcoming(&f), Some(at(B, 0)), "the running model is gone");
+        f.arrive(at(B, 9), 10);
+        f.forget(C);
+        assert_eq!(upcoming(&f), Some(at(B, 0)), "the list has one model left");
+        f.expect(&[turn(C, 1)]);
+        f.forget(C);
+        assert_eq!(upcoming(&f), None, "B has no more turn, and nobody else has one");
+        f.forget(B);
+        assert_eq!(upcoming(&f), None);
     }
 
     #[test]

@@ -232,6 +232,14 @@ impl<S: Store> Pool<S> {
         Ok(Lease::new(handle, unit, bytes, self.returns.clone()))
     }
 
+    /// The unit that is expected to be acquired after the one that was acquired last: the one to prefetch. That is the
+    /// next one of the running model's pass; after its last unit the first one again, if the turn has more passes or
+    /// nobody said how many; else the first unit of the registered model whose turn comes next. `None` if there is no
+    /// such turn, and if nothing was acquired and no turn announced.
+    pub fn upcoming(&self) -> Option<UnitId> {
+        self.table.upcoming()
+    }
+
     /// Starts bringing the unit in, if it is cold and there is room for it without giving up what is needed sooner.
     /// Several may be under way. A load that fails later is counted and traced; `acquire` will try again.
     pub fn prefetch(&mut self, unit: UnitId) -> Result<Prefetch, Error> {

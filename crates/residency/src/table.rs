@@ -250,6 +250,11 @@ impl Table {
         idle.chain(leaving).chain(known).collect()
     }
 
+    /// What the forecast expects to be acquired next.
+    pub(crate) fn upcoming(&self) -> Option<UnitId> {
+        self.forecast.upcoming(|id| self.models.get(&id).map_or(0, Model::len))
+    }
+
     pub(crate) fn set_free(&mut self, free: Bytes) {
         self.free = free;
     }

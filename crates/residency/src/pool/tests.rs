@@ -252,6 +252,34 @@ fn a_prefetch_overlaps_and_counts() {
 }
 
 #[test]
+fn the_upcoming_unit_crosses_turns() {
+    let mut pool = pool(60, 2, 3, 0);
+    let turn = |model, passes| Turn { model: ModelId(model), passes };
+    assert_eq!(pool.upcoming(), None);
+    // Nobody said how many passes.
+    for i in 0..3 {
+        drop(pool.acquire(at(1, i)).unwrap());
+        assert_eq!(pool.upcoming(), Some(at(1, (i + 1) % 3)));
+    }
+    pool.expect(&[turn(7, 1), turn(0, 2), turn(1, 1)]);
+    let mut order = Vec::new();
+    while order.len() < 12 {
+        let next = pool.upcoming().unwrap();
+        drop(pool.acquire(next).unwrap());
+        order.push((next.model.0, next.index));
+    }
+    // Model 7 is not registered.
+    let pass = |model| (0..3).map(move |index| (model, index));
+    assert_eq!(order, [0, 0, 1, 0].into_iter().flat_map(pass).collect::<Vec<_>>());
+    assert!(pool.acquire(at(9, 0)).is_err());
+    assert_eq!(pool.upcoming(), Some(at(0, 0)), "the second pass of the turn");
+    pool.unregister(ModelId(0)).unwrap();
+    assert_eq!(pool.upcoming(), Some(at(1, 0)));
+    pool.unregister(ModelId(1)).unwrap();
+    assert_eq!(pool.upcoming(), None);
+}
+
+#[test]
 fn a_failed_prefetch_is_tried_again_by_acquire() {
     let mut pool = pool(20, 1, 2, 0);
     (pool.store.slow, pool.store.fail) = (true, true);
