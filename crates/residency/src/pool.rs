@@ -74,7 +74,9 @@ pub struct Pool<S: Store> {
     /// Bytes that pins cover, and the largest unit that none covers.
     pinned: Bytes,
     largest_unpinned: Bytes,
-    failure: Option<(UnitId, Reason)>,
+    /// The unit that `acquire` brings in, and why its last load failed. Other loads may fail beside it.
+    awaited: Option<UnitId>,
+    failure: Option<Reason>,
     stats: HashMap<ModelId, Stats>,
     total: Stats,
     subscribers: Vec<Callback>,
@@ -96,6 +98,7 @@ impl<S: Store> Pool<S> {
             loading: 0,
             pinned: Bytes::ZERO,
             largest_unpinned: Bytes::ZERO,
+            awaited: None,
             failure: None,
             stats: HashMap::new(),
             total: Stats::default(),

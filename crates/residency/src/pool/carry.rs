@@ -23,6 +23,8 @@ impl<S: Store> Pool<S> {
 
     pub(super) fn bring_in(&mut self, unit: UnitId, bytes: Bytes) -> Result<(), Error> {
         let mut tried = false;
+        self.awaited = Some(unit);
+        self.failure = None;
         loop {
             match self.table.phase(unit) {
                 Phase::Loading => self.wait_for_any(),
@@ -34,8 +36,7 @@ impl<S: Store> Pool<S> {
                     }
                 }
                 Phase::Cold => {
-                    let reason = self.failure.take().filter(|(failed, _)| *failed == unit).map(|(_, r)| r);
-                    let reason = reason.unwrap_or_else(|| "the store gave no reason".into());
+                    let reason = self.failure.take().unwrap_or_else(|| "the store gave no reason".into());
                     return Err(Error::LoadFailed { unit, model: self.name(unit.model), bytes, reason });
                 }
                 Phase::Resident | Phase::Evicting => return Ok(()),
@@ -192,7 +193,9 @@ impl<S: Store> Pool<S> {
                     self.slots.remove(&unit);
                 }
                 self.held = self.held.saturating_sub(bytes);
-                self.failure = Some((unit, reason));
+                if self.awaited == Some(unit) {
+                    self.failure = Some(reason);
+                }
                 self.count(unit.model, |stats| stats.failed_loads += 1);
                 Phase::Cold
             }

@@ -305,6 +305,21 @@ fn a_store_that_stops_is_an_error_not_a_hang() {
 }
 
 #[test]
+fn a_store_that_stops_gives_its_reason_whatever_else_was_loading() {
+    // They are lost in the order of a hash map.
+    let mut pool = pool(90, 1, 9, 0);
+    pool.store.slow = true;
+    for i in 1..9 {
+        pool.prefetch(at(0, i)).unwrap();
+    }
+    pool.store.gone = true;
+    let error = pool.acquire(at(0, 0)).unwrap_err();
+    assert_eq!(error.to_string(), "unit 0 of a (10 B) could not be loaded: the store has stopped loading");
+    assert_eq!((pool.stats().failed_loads, pool.books().used()), (9, Bytes::ZERO));
+    pool.audit();
+}
+
+#[test]
 fn acquire_waits_for_loads_that_hold_the_room() {
     let mut pool = pool(20, 1, 4, 0);
     pool.store.slow = true;
@@ -314,6 +329,33 @@ fn acquire_waits_for_loads_that_hold_the_room() {
     pool.settle();
     pool.audit();
     assert_eq!(pool.table().state(at(0, 3)), Some(State::Resident));
+}
+
+#[test]
+fn loads_may_end_in_any_order() {
+    let mut pool = pool(60, 2, 3, 0);
+    pool.store.slow = true;
+    // What was started last ends first.
+    let prefetch = |pool: &mut TestPool, units: &[UnitId]| {
+        for unit in units {
+            assert_eq!(pool.prefetch(*unit).unwrap(), Prefetch::Loading);
+        }
+        pool.store.pending.reverse();
+    };
+    prefetch(&mut pool, &[at(0, 0), at(0, 1), at(0, 2), at(1, 0)]);
+    // All that could go is under way; b0 ends first and goes.
+    let kv = pool.charge(Class::Kv, Bytes(30)).unwrap();
+    assert_eq!((memory(&pool), pool.loading), ("a b".to_owned(), 3));
+    pool.audit();
+    pool.set_budget(Bytes(50)).unwrap();
+    assert_eq!((memory(&pool), pool.books().used()), ("a01 b".to_owned(), Bytes(50)));
+    drop(kv);
+    prefetch(&mut pool, &[at(1, 0), at(1, 1), at(0, 2)]);
+    drop(pool.acquire(at(1, 1)).unwrap());
+    assert_eq!(pool.table().state(at(1, 0)), Some(State::Loading));
+    pool.unregister(ModelId(1)).unwrap();
+    assert_eq!((memory(&pool), pool.loading, pool.books().used()), ("a012".to_owned(), 0, Bytes(30)));
+    pool.audit();
 }
 
 #[test]
