@@ -97,6 +97,44 @@ impl ModelFile {
             Source::Static(bytes) => bytes,
         }
     }
+    /// The bytes, if they are part of the program.
+    pub fn as_static(&self) -> Option<&'static [u8]> {
+        match self.bytes {
+            Source::Static(bytes) => Some(bytes),
+            Source::Mapped(..) => None,
+        }
+    }
+    /// The open file once more, whatever its name means by now; `None` if it is part of the program.
+    pub(crate) fn try_clone(&self) -> std::io::Result<Option<File>> {
+        match &self.bytes {
+            Source::Mapped(_, _, file) => file.try_clone().map(Some),
+            Source::Static(_) => Ok(None),
+        }
+    }
+    /// Whether both are the same bytes: the same file on the disk, unchanged as far as the system tells, or the same
+    /// part of the program.
+    pub(crate) fn same_bytes(&self, other: &ModelFile) -> bool {
+        match (&self.bytes, &other.bytes) {
+            (Source::Static(a), Source::Static(b)) => std::ptr::eq(*a, *b),
+            #[cfg(unix)]
+            (Source::Mapped(_, _, a), Source::Mapped(_, _, b)) => {
+                use std::os::unix::fs::MetadataExt;
+                let id =
+                    |file: &File| file.metadata().ok().map(|m| (m.dev(), m.ino(), m.len(), m.mtime_nsec()));
+                id(a).is_some_and(|a| id(b) == Some(a))
+            }
+            _ => false,
+        }
+    }
+    /// Lets go of the pages that reading through the mapping has brought into this process; they stay in the system's
+    /// cache. For a model whose weights are read another way from here on.
+    pub(crate) fn forget_pages(&self) {
+        #[cfg(unix)]
+        if let Source::Mapped(_, map, _) = &self.bytes {
+            // SAFETY: a mapping of a file that is only read: the pages come back from the file when they are touched.
+            let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+        }
+    }
     /// Fails when the file is shorter than it was; costs one system call.
     pub fn check(&self) -> Result<(), FileError> {
         match &self.bytes {

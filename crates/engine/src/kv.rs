@@ -8,11 +8,12 @@
 //! ```
 //!
 //! so that attention reads the rows of one head one behind another. Pages are indexed by absolute position; how a
-//! prompt is cut into steps does not show.
+//! prompt is cut into steps does not show. In a memory with a budget each page is paid for before it is allocated.
 
 use crate::cpu::{OutOfMemory, SharedBuf};
 use crate::model::hparams::HParams;
 use nexaquant_kernels::KvType;
+use nexaquant_residency::Charge;
 use std::ops::Range;
 
 /// Positions in a page.
@@ -76,12 +77,14 @@ impl KvLayout {
 pub struct KvCache {
     layout: KvLayout,
     pages: Vec<SharedBuf<u8>>,
+    /// What the pages cost, one entry a page, where there is a budget.
+    charges: Vec<Charge>,
 }
 
 impl KvCache {
     /// No pages yet.
     pub fn new(layout: KvLayout) -> Self {
-        Self { layout, pages: Vec::new() }
+        Self { layout, pages: Vec::new(), charges: Vec::new() }
     }
     /// The layout of its pages.
     pub fn layout(&self) -> &KvLayout {
@@ -95,16 +98,26 @@ impl KvCache {
     pub fn bytes(&self) -> usize {
         self.pages.len() * self.layout.page_bytes()
     }
-    /// Adds pages until `positions` fit.
-    pub fn grow(&mut self, positions: usize) -> Result<(), OutOfMemory> {
+    /// Adds pages until `positions` fit. `pay` is asked for the bytes of each before it is allocated.
+    pub fn grow<E: From<OutOfMemory>>(
+        &mut self,
+        positions: usize,
+        mut pay: impl FnMut(usize) -> Result<Option<Charge>, E>,
+    ) -> Result<(), E> {
         while self.capacity() < positions {
+            let charge = pay(self.layout.page_bytes())?;
             self.pages.push(SharedBuf::new(self.layout.page_bytes())?);
+            if let Some(mut charge) = charge {
+                charge.commit();
+                self.charges.push(charge);
+            }
         }
         Ok(())
     }
     /// Gives back the pages that `positions` positions do not need.
     pub fn shrink(&mut self, positions: usize) {
         self.pages.truncate(positions.div_ceil(PAGE));
+        self.charges.truncate(self.pages.len());
     }
     /// The pages, for the executor.
     pub(crate) fn pages(&self) -> &[SharedBuf<u8>] {

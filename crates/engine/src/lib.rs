@@ -21,6 +21,7 @@ mod file;
 mod generate;
 mod kv;
 mod loader;
+pub mod m3;
 pub mod model;
 pub mod sampler;
 mod session;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// How a model is loaded.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
     /// How activations reach the kernels.
     pub activations: Mode,
@@ -144,6 +144,11 @@ impl Model {
     }
     pub(crate) fn ops(&self) -> Ops {
         self.0.ops
+    }
+    /// Whether both compute the same from the same bytes.
+    pub(crate) fn same(&self, other: &Model) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+            || (self.0.options == other.0.options && self.0.file.same_bytes(&other.0.file))
     }
     /// `general.name`, else the file's name.
     pub fn name(&self) -> String {

@@ -1,12 +1,19 @@
 //! A session: one sequence of tokens, its cache, and the step that extends it.
+//!
+//! Its weights are either in the mapped file, or in a memory with a budget ([`crate::m3`]). There everything that the
+//! session holds is paid for before it is allocated: pages of the cache as they come, and the buffers of a step, which
+//! are as large as the step at hand needs, so that a long prompt leaves the room to the weights when it is over.
 
-use crate::cpu::{OutOfMemory, Scratch, Step};
+use crate::cpu::{OutOfMemory, Scratch, Sizes, Step};
 use crate::file::FileError;
-use crate::kv::{KvCache, KvLayout, KvTypeError};
+use crate::kv::{KvCache, KvLayout, KvTypeError, PAGE};
 use crate::loader::Model;
+use crate::m3::{MemoryError, Placed, Tenancy};
 use crate::model::op::RopeTable;
 use crate::threads::{Crew, Pool, Tuner, Worker};
+use crate::weights::Place;
 use nexaquant_kernels::{KvType, Ops};
+use nexaquant_residency::{Charge, Class};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -73,6 +80,15 @@ pub enum EvalError {
     /// The system gives no more memory; the session is as it was.
     #[error(transparent)]
     Memory(#[from] OutOfMemory),
+    /// The budget has no room, or the weights cannot be read; the session is as it was.
+    #[error(transparent)]
+    Budget(Box<MemoryError>),
+}
+
+impl From<MemoryError> for EvalError {
+    fn from(error: MemoryError) -> Self {
+        EvalError::Budget(Box::new(error))
+    }
 }
 
 /// Why a session cannot be opened.
@@ -91,9 +107,19 @@ pub enum SessionError {
 #[derive(Debug)]
 pub struct Session {
     model: Model,
+    /// Where there is a budget.
+    tenancy: Option<Tenancy>,
     ops: Ops,
     ropes: Vec<RopeTable>,
-    scratch: Scratch,
+    /// `None` before the first step and after [`Session::rest`].
+    scratch: Option<Scratch>,
+    /// What the scratch costs, where there is a budget.
+    paid: Option<Charge>,
+    /// Embedding rows of a step's tokens, where there is a budget.
+    gathered: Vec<u8>,
+    /// Tokens of a step, and of those whose logits are wanted, at most.
+    batch: usize,
+    outputs: usize,
     kv: KvCache,
     tokens: Vec<u32>,
     context: usize,
@@ -103,32 +129,70 @@ pub struct Session {
 }
 
 impl Session {
-    /// Opens an empty session whose steps will run on `pool`.
+    /// Opens an empty session over the mapped file.
     ///
     /// # Errors
     /// When the model's head size does not suit the cache type, or there is no memory for the activations.
     pub fn new(model: &Model, pool: &Pool, options: SessionOptions) -> Result<Self, SessionError> {
+        let mut session = Self::open(model, None, pool, options)?;
+        let sizes = session.sizes(session.batch, pool.threads());
+        session.scratch = Some(Scratch::new(&sizes)?);
+        Ok(session)
+    }
+
+    /// Opens an empty session of a model in a memory with a budget. The memory keeps the model until the session ends.
+    ///
+    /// # Errors
+    /// As [`Session::new`]. What it holds later may be more than the budget has room for: then steps fail.
+    pub fn placed(placed: &Placed, pool: &Pool, options: SessionOptions) -> Result<Self, SessionError> {
+        let mut session = Self::open(placed.model(), Some(placed.enter()), pool, options)?;
+        // A prompt's buffers take room from the weights; a small part of the budget is enough for them.
+        let share = placed.memory().budget() / 8;
+        while session.batch > 1 && session.sizes(session.batch, pool.threads()).bytes() as u64 > share {
+            session.batch /= 2;
+        }
+        Ok(session)
+    }
+
+    fn open(
+        model: &Model,
+        tenancy: Option<Tenancy>,
+        pool: &Pool,
+        options: SessionOptions,
+    ) -> Result<Self, SessionError> {
         let arch = model.architecture();
         let made_for = arch.hparams.context_length;
         let context = if options.context == 0 { made_for } else { options.context.min(made_for) };
         let layout = KvLayout::new(&arch.hparams, options.kv)?;
-        let weights = model.weights();
-        let ropes = arch.rope_tables(context, |id| weights.vector(id));
-        let batch = options.batch.clamp(1, context);
-        let kernel = |id| weights.kernel(id);
-        let scratch = Scratch::new(arch, kernel, &ropes, batch, options.outputs, pool.threads())?;
-        let ops = model.ops();
-        Ok(Self {
+        let ropes = arch.rope_tables(context, |id| model.weights().vector(id));
+        let mut session = Self {
             model: model.clone(),
-            ops,
+            tenancy,
+            ops: model.ops(),
             ropes,
-            scratch,
+            scratch: None,
+            paid: None,
+            gathered: Vec::new(),
+            batch: options.batch.clamp(1, context),
+            outputs: options.outputs,
             kv: KvCache::new(layout),
             tokens: Vec::with_capacity(context.min(1 << 20)),
             context,
             all_threads: options.all_threads,
             tuners: [Tuner::new(), Tuner::new()],
-        })
+        };
+        session.batch = session.sizes(session.batch, pool.threads()).batch();
+        session.outputs = session.outputs.clamp(1, session.batch);
+        Ok(session)
+    }
+
+    /// What the buffers of a step take.
+    fn sizes(&self, batch: usize, threads: usize) -> Sizes {
+        let (model, kernel) = (&self.model, |id| self.model.weights().kernel(id));
+        let sizes = Sizes::new(model.architecture(), kernel, &self.ropes, (batch, self.outputs), threads);
+        // Under a budget nothing grows unasked.
+        let positions = if self.tenancy.is_some() { self.context.next_multiple_of(PAGE) } else { 0 };
+        sizes.with_scores(positions)
     }
 
     /// The model.
@@ -149,7 +213,16 @@ impl Session {
     }
     /// Bytes of cache and activations held now.
     pub fn bytes(&self) -> usize {
-        self.kv.bytes() + self.scratch.bytes()
+        self.kv.bytes() + self.scratch.as_ref().map_or(0, Scratch::bytes)
+    }
+    /// Most tokens of one step.
+    pub fn batch(&self) -> usize {
+        self.batch
+    }
+    /// Lets go of everything but the tokens and their keys and values, until the next step: for a session that others
+    /// come before. Logits of the last step are gone then.
+    pub fn rest(&mut self) {
+        (self.scratch, self.paid, self.gathered) = (None, None, Vec::new());
     }
 
     /// Forgets every token after the first `len`.
@@ -178,7 +251,7 @@ impl Session {
     pub fn eval(&mut self, pool: &mut Pool, tokens: &[u32]) -> Result<&mut [f32], EvalError> {
         assert!(!tokens.is_empty(), "a step without tokens");
         self.check(tokens, self.tokens.len())?;
-        let batch = self.scratch.batch;
+        let batch = self.batch;
         for (i, chunk) in tokens.chunks(batch).enumerate() {
             let last = (i + 1) * batch >= tokens.len();
             self.step(pool, chunk, if last { chunk.len() - 1..chunk.len() } else { 0..0 })?;
@@ -194,7 +267,7 @@ impl Session {
         mut see: impl FnMut(usize, &mut [f32]),
     ) -> Result<(), EvalError> {
         self.check(tokens, self.tokens.len())?;
-        let size = self.scratch.batch.min(self.scratch.outputs);
+        let size = self.outputs;
         for (i, chunk) in tokens.chunks(size).enumerate() {
             self.step(pool, chunk, 0..chunk.len())?;
             for j in 0..chunk.len() {
@@ -219,56 +292,92 @@ impl Session {
 
     /// Logits of the `row`-th token of the last step's outputs.
     fn logits(&mut self, row: usize) -> &mut [f32] {
-        let buffer = &mut self.scratch.slots[crate::model::op::Slot::Logits as usize];
+        let Some(scratch) = &mut self.scratch else { return &mut [] };
+        let buffer = &mut scratch.slots[crate::model::op::Slot::Logits as usize];
         let width = buffer.width;
         &mut buffer.data.as_mut()[row * width..(row + 1) * width]
     }
 
+    /// Makes room for a step of `tokens` tokens: activations, and the cache up to the last of them.
+    fn prepare(&mut self, threads: usize, tokens: usize) -> Result<(), EvalError> {
+        let model = self.model.clone();
+        let positions = self.tokens.len() + tokens;
+        if let Some(tenancy) = &self.tenancy {
+            // As large as this kind of step needs.
+            let fits =
+                |s: &Scratch| s.threads() >= threads && s.batch >= tokens && (tokens > 1 || s.batch == 1);
+            if !self.scratch.as_ref().is_some_and(fits) {
+                (self.scratch, self.paid) = (None, None);
+                let sizes = self.sizes(if tokens == 1 { 1 } else { self.batch }, threads);
+                let row = model.weights().row_bytes(model.architecture().embedding);
+                let gathered = row * sizes.batch();
+                let mut paid = tenancy.pay(Class::Scratch, sizes.bytes() + gathered)?;
+                self.scratch = Some(Scratch::new(&sizes)?);
+                self.gathered = Vec::new();
+                self.gathered.try_reserve_exact(gathered).map_err(|_| OutOfMemory { bytes: gathered })?;
+                paid.commit();
+                self.paid = Some(paid);
+            }
+            self.kv.grow(positions, |bytes| Ok::<_, EvalError>(Some(tenancy.pay(Class::Kv, bytes)?)))?;
+        } else {
+            // A pool with more workers than the scratch was made for would make them share what each must own.
+            if self.scratch.is_none() {
+                self.scratch = Some(Scratch::new(&self.sizes(self.batch, threads))?);
+            }
+            let Some(scratch) = &mut self.scratch else { unreachable!("made above") };
+            scratch.fit_threads(threads, model.architecture(), |id| model.weights().kernel(id))?;
+            self.kv.grow(positions, |_| Ok::<_, EvalError>(None))?;
+        }
+        if let Some(scratch) = &mut self.scratch {
+            scratch.grow_scores(self.kv.capacity())?;
+            scratch.set_angles(&self.ropes, self.tokens.len(), tokens);
+        }
+        Ok(())
+    }
+
     /// One forward pass over at most a batch; the head runs for `outputs` (indices in `tokens`).
     fn step(&mut self, pool: &mut Pool, tokens: &[u32], outputs: Range<usize>) -> Result<(), EvalError> {
-        // A pool with more workers than the scratch was made for would make them share what each must own.
-        self.scratch
-            .fit_threads(pool.threads(), self.model.architecture(), |id| self.model.weights().kernel(id))?;
-        let pos0 = self.tokens.len();
-        self.kv.grow(pos0 + tokens.len())?;
-        self.scratch.grow_scores(self.kv.capacity())?;
-        self.scratch.set_angles(&self.ropes, pos0, tokens.len());
+        self.prepare(pool.threads(), tokens.len())?;
+        let Some(scratch) = &self.scratch else { unreachable!("`prepare` has made it") };
+        if let Some(tenancy) = &self.tenancy {
+            tenancy.gather(tokens, &mut self.gathered)?;
+        }
         let model = &self.model;
         let step = Step {
             arch: model.architecture(),
             weights: model.weights(),
-            file: model.file(),
             ops: self.ops,
-            scratch: &self.scratch,
+            scratch,
             kv: &self.kv,
             tokens,
-            pos0,
-        };
-        let units = &step.arch.units;
-        let softcap = step.arch.hparams.logit_softcap;
-        let all = 0..tokens.len();
-        let work = |worker: &Worker<'_>| {
-            for (i, unit) in units.iter().enumerate() {
-                let which = if i + 1 == units.len() { &outputs } else { &all };
-                if which.is_empty() {
-                    continue;
-                }
-                if i > 0 {
-                    worker.barrier();
-                }
-                step.run(worker, &unit.ops, which);
-            }
+            pos0: self.tokens.len(),
+            gathered: self.tenancy.as_ref().map(|_| self.gathered.as_slice()),
         };
         let tuner = &mut self.tuners[usize::from(tokens.len() > 1)];
+        let alone = tuner.crew() == Crew::Alone && !self.all_threads;
+        let mut run =
+            |work: &(dyn Fn(&Worker<'_>) + Sync)| if alone { pool.run_alone(work) } else { pool.run(work) };
         let start = Instant::now();
-        match tuner.crew() {
-            Crew::Alone if !self.all_threads => pool.run_alone(work),
-            _ => pool.run(work),
+        match &self.tenancy {
+            None => run(&|worker| {
+                let units = &step.arch.units;
+                for (i, unit) in units.iter().enumerate() {
+                    let which = if i + 1 == units.len() { outputs.clone() } else { 0..tokens.len() };
+                    if which.is_empty() {
+                        continue;
+                    }
+                    if i > 0 {
+                        worker.barrier();
+                    }
+                    step.run(worker, &unit.ops, &which, Place::File(model.file()));
+                }
+            }),
+            Some(tenancy) => tenancy.pass(&step, &outputs, run)?,
         }
         tuner.record(start.elapsed() / tokens.len() as u32);
         // A truncated file shows up as zeros; what they gave must not be used.
         model.file().check()?;
-        if let Some(cap) = softcap {
+        if let Some(cap) = model.architecture().hparams.logit_softcap {
             for row in 0..outputs.len() {
                 for x in self.logits(row) {
                     *x = cap * (*x / cap).tanh();

@@ -1,14 +1,16 @@
 //! Weights by id: where a matrix's bytes are and which kernel multiplies them, and the small vectors as f32.
 //!
-//! This is the *mapped* store: kernels read the file's own bytes and nothing is copied. The unit of residency (a
-//! layer's tensors together) is [`crate::model::op::Unit`]; a store under a hard budget will hand out the same
-//! [`Weights`] from its own memory.
+//! A step gets its matrices through a [`Place`]: the mapped file, whose own bytes the kernels read, or the blocks of a
+//! unit that was brought into a memory with a budget ([`crate::m3`]). What stays in memory in any case is small: the
+//! vectors, and the one scale that I2_S keeps behind its last row.
 
 use crate::file::ModelFile;
+use crate::m3::{Image, Part};
 use crate::model::op::{MatrixId, VectorId};
 use crate::model::{Architecture, Matrix, Vector};
 use nexaquant_gguf::{Gguf, TensorInfo, TensorType};
 use nexaquant_kernels::{BoundKernel, Format, Isa, Mode, Weights};
+use std::ops::Range;
 
 /// Why a tensor cannot be computed with.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +72,17 @@ struct Bound {
     kernel: BoundKernel,
     rows: usize,
     cols: usize,
+    row_bytes: usize,
+    scale: f32,
+}
+
+/// Where the bytes of a unit's matrices are while it runs.
+#[derive(Clone, Copy)]
+pub(crate) enum Place<'a> {
+    /// In the mapped file.
+    File(&'a ModelFile),
+    /// In the blocks of a leased unit.
+    Image(&'a Part, &'a Image),
 }
 
 /// Every weight of a model, bound to its kernels.
@@ -98,9 +111,11 @@ impl WeightTable {
                 return Err(WeightError::NoKernel { tensor, format, advice });
             };
             // Checked once here, so that it cannot fail in a step.
-            Weights::new(format, info.data(file.bytes())?, m.rows, m.cols)
-                .map_err(|source| WeightError::Shape { tensor: info.name.clone(), source })?;
-            Ok(Bound { info, format, kernel, rows: m.rows, cols: m.cols })
+            let scale = Weights::new(format, info.data(file.bytes())?, m.rows, m.cols)
+                .map_err(|source| WeightError::Shape { tensor: info.name.clone(), source })?
+                .scale();
+            let row_bytes = format.row_bytes(m.cols).unwrap_or_default();
+            Ok(Bound { info, format, kernel, rows: m.rows, cols: m.cols, row_bytes, scale })
         };
         let vector = |v: &Vector| -> Result<Vec<f32>, WeightError> {
             let info = &gguf.tensors[v.tensor];
@@ -135,14 +150,56 @@ impl WeightTable {
     pub fn bytes(&self, id: MatrixId) -> u64 {
         self.matrices[id.0].info.bytes
     }
+    /// Bytes of the small vectors, which are always in memory.
+    pub fn vector_bytes(&self) -> u64 {
+        self.vectors.iter().map(|v| 4 * v.len() as u64).sum()
+    }
+    /// Bytes of one row of a matrix.
+    pub(crate) fn row_bytes(&self, id: MatrixId) -> usize {
+        self.matrices[id.0].row_bytes
+    }
+    /// Where the first row of a matrix begins in its file.
+    pub(crate) fn offset(&self, id: MatrixId) -> u64 {
+        self.matrices[id.0].info.offset
+    }
+    /// Some rows of a matrix from their bytes.
+    pub(crate) fn of_rows<'b>(&self, id: MatrixId, bytes: &'b [u8]) -> Weights<'b> {
+        let m = &self.matrices[id.0];
+        match Weights::of_rows(m.format, bytes, bytes.len() / m.row_bytes, m.cols, m.scale) {
+            Ok(weights) => weights,
+            Err(error) => unreachable!("whole rows of a shape that was checked in `bind`: {error}"),
+        }
+    }
     /// A matrix over the file's own bytes.
-    pub fn matrix<'f>(&self, id: MatrixId, file: &'f ModelFile) -> Weights<'f> {
+    pub(crate) fn mapped<'f>(&self, id: MatrixId, file: &'f ModelFile) -> Weights<'f> {
         let m = &self.matrices[id.0];
         let weights =
             m.info.data(file.bytes()).ok().map(|bytes| Weights::new(m.format, bytes, m.rows, m.cols));
         match weights {
             Some(Ok(weights)) => weights,
             _ => unreachable!("checked in `bind`; a file's mapping keeps its length"),
+        }
+    }
+    /// Calls `see` for each stretch of `rows` that is contiguous in memory, with the place of its first row in `rows`.
+    pub(crate) fn stretches(
+        &self,
+        id: MatrixId,
+        place: Place<'_>,
+        rows: Range<usize>,
+        mut see: impl FnMut(usize, &Weights<'_>),
+    ) {
+        match place {
+            Place::File(file) => see(0, &self.mapped(id, file).rows_range(rows)),
+            Place::Image(part, image) => {
+                let row_bytes = self.matrices[id.0].row_bytes;
+                for segment in part.segments(id, &rows) {
+                    let from = rows.start.max(segment.rows.start);
+                    let to = rows.end.min(segment.rows.end);
+                    let at = segment.at + (from - segment.rows.start) * row_bytes;
+                    let bytes = image.bytes(segment.block, at..at + (to - from) * row_bytes);
+                    see(from - rows.start, &self.of_rows(id, bytes));
+                }
+            }
         }
     }
 }

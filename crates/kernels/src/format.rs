@@ -157,6 +157,15 @@ impl fmt::Display for WeightsError {
 
 impl std::error::Error for WeightsError {}
 
+/// Bytes of a row that kernels can take.
+fn row_bytes(format: &'static Format, cols: usize) -> Result<usize, WeightsError> {
+    if cols > MAX_ROW {
+        return Err(WeightsError::LongRow { cols });
+    }
+    let ragged = WeightsError::RaggedRow { format: format.name, cols, block: format.block };
+    format.row_bytes(cols).ok_or(ragged)
+}
+
 impl<'a> Weights<'a> {
     /// A whole tensor, tail included.
     pub fn new(
@@ -165,11 +174,7 @@ impl<'a> Weights<'a> {
         rows: usize,
         cols: usize,
     ) -> Result<Self, WeightsError> {
-        let ragged = WeightsError::RaggedRow { format: format.name, cols, block: format.block };
-        let row_bytes = format.row_bytes(cols).ok_or(ragged)?;
-        if cols > MAX_ROW {
-            return Err(WeightsError::LongRow { cols });
-        }
+        let row_bytes = row_bytes(format, cols)?;
         let wanted = format.tensor_bytes(rows, cols).unwrap_or(usize::MAX);
         if bytes.len() != wanted {
             return Err(WeightsError::WrongBytes { format: format.name, found: bytes.len(), wanted });
@@ -180,6 +185,25 @@ impl<'a> Weights<'a> {
             None => 1.0,
         };
         Ok(Self { format, bytes, rows, cols, row_bytes, scale })
+    }
+    /// Some rows of a tensor whose scale (the tail's; 1 without one) is known already: the rows' bytes alone.
+    pub fn of_rows(
+        format: &'static Format,
+        bytes: &'a [u8],
+        rows: usize,
+        cols: usize,
+        scale: f32,
+    ) -> Result<Self, WeightsError> {
+        let row_bytes = row_bytes(format, cols)?;
+        let wanted = row_bytes.saturating_mul(rows);
+        if bytes.len() != wanted {
+            return Err(WeightsError::WrongBytes { format: format.name, found: bytes.len(), wanted });
+        }
+        Ok(Self { format, bytes, rows, cols, row_bytes, scale })
+    }
+    /// The tensor-wide multiplier.
+    pub fn scale(&self) -> f32 {
+        self.scale
     }
     /// The format.
     pub fn format(&self) -> &'static Format {
@@ -305,5 +329,9 @@ mod tests {
             format!("64 bytes where a I2_S tensor of this shape has {}", usize::MAX)
         );
         assert!(Weights::new(format, &[0; 96], 2, 128).is_ok());
+        let error = Weights::of_rows(format, &[0; 96], 2, 128, 0.5).unwrap_err().to_string();
+        assert_eq!(error, "96 bytes where a I2_S tensor of this shape has 64");
+        let part = Weights::of_rows(format, &[0; 64], 2, 128, 0.5).unwrap();
+        assert_eq!((part.rows(), part.scale()), (2, 0.5));
     }
 }

@@ -86,4 +86,6 @@ pub struct Event {
     /// How long the step took: after `Loading` the load, into `InUse` the wait for it, after `Evicting` the eviction;
     /// zero otherwise.
     pub took: Duration,
+    /// Bytes that the ledger has given out at this moment, everything included.
+    pub used: Bytes,
 }

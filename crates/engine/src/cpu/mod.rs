@@ -10,16 +10,15 @@
 mod scratch;
 mod shared;
 
-pub(crate) use scratch::Scratch;
+pub(crate) use scratch::{Scratch, Sizes};
 pub use shared::OutOfMemory;
 pub(crate) use shared::SharedBuf;
 
-use crate::file::ModelFile;
 use crate::kv::{KvCache, PAGE};
 use crate::model::Architecture;
 use crate::model::op::{Op, Product, Slot, View};
 use crate::threads::Worker;
-use crate::weights::WeightTable;
+use crate::weights::{Place, WeightTable};
 use nexaquant_kernels::{Acts, F32Cols, I8Cols, KvRows, Layout, Ops};
 use scratch::{grains, record_lines};
 use std::ops::Range;
@@ -28,13 +27,14 @@ use std::ops::Range;
 pub(crate) struct Step<'a> {
     pub arch: &'a Architecture,
     pub weights: &'a WeightTable,
-    pub file: &'a ModelFile,
     pub ops: Ops,
     pub scratch: &'a Scratch,
     pub kv: &'a KvCache,
     /// The batch; token `i` is at position `pos0 + i`.
     pub tokens: &'a [u32],
     pub pos0: usize,
+    /// The embedding rows of the batch's tokens, where the table itself is not at hand.
+    pub gathered: Option<&'a [u8]>,
 }
 
 /// Values of a product's output that one claim takes when there are many tokens: the rows stay in the inner cache while
@@ -44,8 +44,8 @@ const PREFILL_ROWS: usize = 32;
 const GLU_CHUNK: usize = 512;
 
 impl Step<'_> {
-    /// Runs `ops` for the batch's tokens `which`. Logits are written to rows from 0.
-    pub(crate) fn run(&self, worker: &Worker<'_>, ops: &[Op], which: &Range<usize>) {
+    /// Runs `ops` for the batch's tokens `which`, with their matrices at `place`. Logits are written to rows from 0.
+    pub(crate) fn run(&self, worker: &Worker<'_>, ops: &[Op], which: &Range<usize>, place: Place<'_>) {
         let mut before = true;
         for (i, op) in ops.iter().enumerate() {
             let alone = matches!(op, Op::MatMul { .. } | Op::Attention { .. } | Op::Glu { .. });
@@ -54,7 +54,7 @@ impl Step<'_> {
             }
             before = alone;
             match op {
-                Op::MatMul { input, products } => self.matmul(worker, which, *input, products),
+                Op::MatMul { input, products } => self.matmul(worker, which, *input, products, place),
                 Op::Attention { layer, q, out, window, scale } => {
                     self.attention(worker, which, *layer, *q, *out, *window, *scale);
                 }
@@ -75,7 +75,7 @@ impl Step<'_> {
                 }
                 op => {
                     for i in worker.share(which.len()) {
-                        self.token_op(op, which.start + i);
+                        self.token_op(op, which.start + i, place);
                     }
                 }
             }
@@ -106,7 +106,7 @@ impl Step<'_> {
     }
 
     /// An op that touches nothing but token `t`, which belongs to the calling worker in every such op.
-    fn token_op(&self, op: &Op, t: usize) {
+    fn token_op(&self, op: &Op, t: usize, place: Place<'_>) {
         let eps = self.arch.hparams.eps;
         // SAFETY: this worker owns token `t` until the next barrier; the builder gives inputs and outputs different
         // slots (or the same view where an op works in place, taken once).
@@ -114,8 +114,16 @@ impl Step<'_> {
             match op {
                 Op::Embed { table, scale } => {
                     let x = self.write(View::new(Slot::X, self.arch.hparams.embd), t);
-                    let table = self.weights.matrix(*table, self.file);
-                    table.dequantize_row(self.tokens[t] as usize, x);
+                    match (self.gathered, place) {
+                        (Some(rows), _) => {
+                            let n = self.weights.row_bytes(*table);
+                            self.weights.of_rows(*table, &rows[t * n..][..n]).dequantize_row(0, x);
+                        }
+                        (None, Place::File(file)) => {
+                            self.weights.mapped(*table, file).dequantize_row(self.tokens[t] as usize, x);
+                        }
+                        (None, Place::Image(..)) => unreachable!("the table is no part of a unit"),
+                    }
                     if *scale != 1.0 {
                         self.ops.scale(x, *scale);
                     }
@@ -154,7 +162,14 @@ impl Step<'_> {
         }
     }
 
-    fn matmul(&self, worker: &Worker<'_>, which: &Range<usize>, input: View, products: &[Product]) {
+    fn matmul(
+        &self,
+        worker: &Worker<'_>,
+        which: &Range<usize>,
+        input: View,
+        products: &[Product],
+        place: Place<'_>,
+    ) {
         let n = which.len();
         let kernels = products.iter().map(|p| self.weights.kernel(p.matrix));
         let grains = grains(kernels);
@@ -221,33 +236,43 @@ impl Step<'_> {
                             Acts::F32(F32Cols::new(x, buffer.width, input.width, n))
                         }
                     };
-                    self.product(p, rows, &acts, which);
+                    self.product(p, rows, &acts, which, place);
                 }
                 start = end;
             }
         });
     }
 
-    /// Rows `rows` of one product for all tokens of the step.
-    fn product(&self, p: &Product, rows: Range<usize>, acts: &Acts<'_>, which: &Range<usize>) {
+    /// The values `rows` of one product for all tokens of the step.
+    fn product(
+        &self,
+        p: &Product,
+        rows: Range<usize>,
+        acts: &Acts<'_>,
+        which: &Range<usize>,
+        place: Place<'_>,
+    ) {
         let buffer = self.scratch.slot(p.out.slot);
         let first = if p.out.slot == Slot::Logits { 0 } else { which.start };
         let at = p.out.at + rows.start;
         // SAFETY: these rows of the result are claimed by this worker.
-        let out = || unsafe { buffer.data.window(buffer.width, first, at, rows.len(), acts.n()) };
-        let weights = self.weights.matrix(p.matrix, self.file).rows_range(rows.clone());
-        self.weights.kernel(p.matrix).run(&weights, acts, out());
+        let out = |at, n| unsafe { buffer.data.window(buffer.width, first, at, n, acts.n()) };
+        let of_matrix = p.first + rows.start..p.first + rows.end;
+        let kernel = self.weights.kernel(p.matrix);
+        self.weights.stretches(p.matrix, place, of_matrix.clone(), |from, weights| {
+            kernel.run(weights, acts, out(at + from, weights.rows()));
+        });
         if p.scale.is_none() && p.bias.is_none() && p.add_to.is_none() {
             return;
         }
-        let mut out = out();
+        let mut out = out(at, rows.len());
         for c in 0..acts.n() {
             let y = out.column(c);
             if let Some(scale) = p.scale {
                 self.ops.scale(y, self.weights.vector(scale)[0]);
             }
             if let Some(bias) = p.bias {
-                self.ops.add(y, &self.weights.vector(bias)[rows.clone()]);
+                self.ops.add(y, &self.weights.vector(bias)[of_matrix.clone()]);
             }
             if let Some(to) = p.add_to {
                 // SAFETY: the same rows of the residual stream, which only this product touches in this phase.

@@ -26,8 +26,6 @@ pub(crate) struct Scratch {
     pub angles: Vec<SharedBuf<f32>>,
     /// Tokens a step may have.
     pub batch: usize,
-    /// Tokens whose logits a step may ask for.
-    pub outputs: usize,
     /// Records per region of `acts`.
     pub rows: usize,
     threads: usize,
@@ -73,47 +71,105 @@ pub(crate) fn record_lines(layout: Layout) -> usize {
 /// Activations of a batch may take this much; a model with very wide rows gets a smaller batch.
 const MAX_BATCH_BYTES: usize = 256 << 20;
 
-impl Scratch {
+/// Sizes of a scratch's buffers: what it will cost, before it is allocated.
+#[derive(Clone, Debug)]
+pub(crate) struct Sizes {
+    /// Values of each slot, and how many rows of them.
+    slots: [(usize, usize); Slot::ALL.len()],
+    /// Lines of one token's int8 records.
+    lines: usize,
+    /// Values of each rope table's angles.
+    angles: Vec<usize>,
+    batch: usize,
+    threads: usize,
+    /// Query heads that share a key.
+    group: usize,
+    /// Positions that scores have room for at once; they can grow.
+    positions: usize,
+}
+
+impl Sizes {
     /// Buffers for steps of up to `batch` tokens (fewer where a token is very wide), with the logits of up to `outputs`.
     pub(crate) fn new(
         arch: &Architecture,
         kernel: impl Fn(MatrixId) -> BoundKernel,
         ropes: &[RopeTable],
-        batch: usize,
-        outputs: usize,
+        (batch, outputs): (usize, usize),
         threads: usize,
-    ) -> Result<Self, OutOfMemory> {
+    ) -> Self {
         let token_bytes: usize = Slot::ALL.iter().map(|&slot| 4 * arch.slot_width(slot)).sum();
         let batch = batch.min(MAX_BATCH_BYTES / token_bytes.max(1)).max(1);
         let outputs = outputs.clamp(1, batch);
-        let slots = Slot::ALL
-            .into_iter()
-            .map(|slot| {
-                let width = arch.slot_width(slot);
-                let rows = if slot == Slot::Logits { outputs } else { batch };
-                Ok(Buffer { width, data: SharedBuf::new(width * rows)? })
-            })
-            .collect::<Result<_, _>>()?;
-        // With one token every worker quantizes for itself, so that no barrier is needed.
-        let rows = batch.max(threads);
-        let lines = act_lines(arch, kernel);
         let h = &arch.hparams;
-        let group = h.layers.iter().map(|l| h.heads / l.kv_heads).max().unwrap_or(1);
-        Ok(Self {
-            slots,
-            acts: SharedBuf::new(lines * rows)?,
+        Self {
+            slots: Slot::ALL
+                .map(|slot| (arch.slot_width(slot), if slot == Slot::Logits { outputs } else { batch })),
+            lines: act_lines(arch, kernel),
+            angles: ropes.iter().map(|r| 2 * r.frequencies.len() * batch).collect(),
+            batch,
+            threads,
+            group: h.layers.iter().map(|l| h.heads / l.kv_heads).max().unwrap_or(1),
+            positions: 0,
+        }
+    }
+
+    /// The same with room for the scores of `positions` positions from the start.
+    pub(crate) fn with_scores(self, positions: usize) -> Self {
+        Self { positions, ..self }
+    }
+
+    /// Tokens a step may have.
+    pub(crate) fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// int8 records per region: with one token every worker quantizes for itself, so that no barrier is needed.
+    fn rows(&self) -> usize {
+        self.batch.max(self.threads)
+    }
+
+    /// Bytes of all buffers.
+    pub(crate) fn bytes(&self) -> usize {
+        let lines = |values: usize| (4 * values).next_multiple_of(64);
+        self.slots.iter().map(|(width, rows)| lines(width * rows)).sum::<usize>()
+            + self.angles.iter().copied().map(lines).sum::<usize>()
+            + 64 * self.lines * self.rows()
+            + if self.positions > 0 {
+                lines(scores_each(self.positions, self.group) * self.threads)
+            } else {
+                0
+            }
+    }
+}
+
+/// Values that one worker's scores of `positions` positions take.
+fn scores_each(positions: usize, group: usize) -> usize {
+    // Doubling keeps growth rare; a multiple of 16 keeps workers off each other's cache lines.
+    (positions.next_power_of_two().max(64) * group).next_multiple_of(16)
+}
+
+impl Scratch {
+    /// Allocates the buffers.
+    pub(crate) fn new(sizes: &Sizes) -> Result<Self, OutOfMemory> {
+        let buffer = |(width, rows)| Ok(Buffer { width, data: SharedBuf::new(width * rows)? });
+        let mut scratch = Self {
+            slots: sizes.slots.into_iter().map(buffer).collect::<Result<_, _>>()?,
+            acts: SharedBuf::new(sizes.lines * sizes.rows())?,
             scores: SharedBuf::new(0)?,
             scores_each: 0,
-            angles: ropes
-                .iter()
-                .map(|r| SharedBuf::new(2 * r.frequencies.len() * batch))
-                .collect::<Result<_, _>>()?,
-            batch,
-            outputs,
-            rows,
-            threads,
-            group,
-        })
+            angles: sizes.angles.iter().map(|&n| SharedBuf::new(n)).collect::<Result<_, _>>()?,
+            batch: sizes.batch,
+            rows: sizes.rows(),
+            threads: sizes.threads,
+            group: sizes.group,
+        };
+        scratch.grow_scores(sizes.positions)?;
+        Ok(scratch)
+    }
+
+    /// Workers it has room for.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads
     }
 
     /// Makes room for a pool of `threads` workers, if it has more than the last.
@@ -136,8 +192,7 @@ impl Scratch {
     /// Makes room for the scores of `positions` positions.
     pub(crate) fn grow_scores(&mut self, positions: usize) -> Result<(), OutOfMemory> {
         if self.scores_each < positions * self.group {
-            // Doubling keeps growth rare; a multiple of 16 keeps workers off each other's cache lines.
-            let each = (positions.next_power_of_two().max(64) * self.group).next_multiple_of(16);
+            let each = scores_each(positions, self.group);
             self.scores = SharedBuf::new(each * self.threads)?;
             self.scores_each = each;
         }

@@ -86,6 +86,7 @@ impl Builder<'_> {
         let norm = View::new(Slot::Norm, embd);
         let product = Product {
             matrix: own.unwrap_or(embedding),
+            first: 0,
             out: View::new(Slot::Logits, vocab),
             scale: None,
             bias: None,
@@ -205,6 +206,6 @@ impl Builder<'_> {
         let matrix = self.claims.matrix(&format!("{name}.weight"), out.width, input.width)?;
         let scale = self.claims.vector_if(self.spec.projection_scale, &format!("{name}.scale"), 1)?;
         let bias: Option<VectorId> = self.claims.vector_if(bias, &format!("{name}.bias"), out.width)?;
-        Ok(Product { matrix, out, scale, bias, add_to: None })
+        Ok(Product { matrix, first: 0, out, scale, bias, add_to: None })
     }
 }

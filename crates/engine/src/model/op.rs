@@ -74,8 +74,10 @@ pub struct VectorId(pub usize);
 /// One product of a [`Op::MatMul`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Product {
-    /// `[out.width, input.width]`.
+    /// Has rows of `input.width` weights.
     pub matrix: MatrixId,
+    /// The row that the first value of `out` comes from: 0 unless the unit was cut (`m3/cut.rs`).
+    pub first: usize,
     /// Where the result goes.
     pub out: View,
     /// Multiplied into the result; one value.
@@ -180,7 +182,11 @@ impl fmt::Display for Op {
                     if let Some(to) = p.add_to {
                         write!(f, "{to} + ")?;
                     }
-                    write!(f, "m{} {input}", p.matrix.0)?;
+                    write!(f, "m{}", p.matrix.0)?;
+                    if p.first > 0 {
+                        write!(f, "@{}", p.first)?;
+                    }
+                    write!(f, " {input}")?;
                     if let Some(s) = p.scale {
                         write!(f, " * v{}", s.0)?;
                     }

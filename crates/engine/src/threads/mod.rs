@@ -10,4 +10,5 @@ mod tuner;
 
 pub use pool::{Pool, PoolOptions, Worker};
 pub use topology::{Topology, topology};
+pub(crate) use topology::{pin, unpinned};
 pub(crate) use tuner::{Crew, Tuner};

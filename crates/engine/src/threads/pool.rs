@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use super::barrier::{Barrier, Broken};
-use super::topology::{allowed, pin, topology};
+use super::topology::{allowed, pin, topology, unpinned};
 use std::any::Any;
 use std::cell::UnsafeCell;
 use std::ops::Range;
@@ -130,6 +130,8 @@ impl Pool {
     /// # Errors
     /// When the system refuses a thread, or more than [`MAX_THREADS`] are asked for.
     pub fn new(options: PoolOptions) -> std::io::Result<Self> {
+        // Before anything is pinned.
+        let _ = unpinned();
         let topology = topology();
         let threads = options.threads.unwrap_or_else(|| topology.default_threads()).max(1);
         if threads > MAX_THREADS {

@@ -102,8 +102,15 @@ pub(super) fn allowed() -> Vec<usize> {
     os::allowed()
 }
 
+/// The processors this process had when it first asked, before it pinned any thread: for threads that must not inherit
+/// the core of the thread that starts them.
+pub(crate) fn unpinned() -> Vec<usize> {
+    static FIRST: std::sync::OnceLock<Vec<usize>> = std::sync::OnceLock::new();
+    FIRST.get_or_init(allowed).clone()
+}
+
 /// Restricts the calling thread to `cpus`; false where that is not possible.
-pub(super) fn pin(cpus: &[usize]) -> bool {
+pub(crate) fn pin(cpus: &[usize]) -> bool {
     os::pin(cpus)
 }
 

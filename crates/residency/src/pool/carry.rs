@@ -216,7 +216,8 @@ impl<S: Store> Pool<S> {
         };
         if from != to {
             let kept = self.table.kept(unit).unwrap_or_default();
-            let event = Event { at: self.made.elapsed(), unit, bytes, kept, from, to, took };
+            let used = self.ledger.books().used();
+            let event = Event { at: self.made.elapsed(), unit, bytes, kept, from, to, took, used };
             self.subscribers.iter_mut().for_each(|callback| callback(&event));
         }
     }

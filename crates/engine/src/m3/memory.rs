@@ -1,0 +1,588 @@
+//! A memory with a budget: the models in it, and everything that is paid for.
+//!
+//! A handle: clones share it, from any thread. Its lock is held for one decision or one load at a time, never for a
+//! forward pass, so models come and go, and the budget changes, while others generate.
+
+use super::arena::Arena;
+use super::blocks::Blocks;
+use super::cut::{Grid, Part, RowTooBig, cut, largest_layer};
+use super::fill::{FillStats, Filler};
+use super::placed::{Placed, Resident};
+use super::source::{Io, SECTOR, Source, source};
+use super::{Bytes, Image, Pin};
+use crate::cpu::Sizes;
+use crate::kv::KvLayout;
+use crate::loader::Model;
+use nexaquant_kernels::KvType;
+use nexaquant_residency::policy::belady::Access;
+use nexaquant_residency::{
+    Books, Charge, Class, Error, Lease, Lru, ModelId, Policy, Pool, Size, State, Stats, Turn, TwoLevel,
+    UnitId,
+};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::Ordering::*;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Who is evicted first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PolicyName {
+    /// Least recently used model first, its last layers first; within the running model what is needed latest.
+    #[default]
+    TwoLevel,
+    /// Least recently used part first: the baseline that everybody knows.
+    Lru,
+}
+
+impl PolicyName {
+    /// Makes it.
+    pub fn policy(self) -> Box<dyn Policy> {
+        match self {
+            PolicyName::TwoLevel => Box::new(TwoLevel),
+            PolicyName::Lru => Box::new(Lru),
+        }
+    }
+}
+
+/// How a memory is made.
+#[derive(Clone, Copy, Debug)]
+pub struct MemoryOptions {
+    /// Bytes for everything: weights, key-value caches, activations.
+    pub budget: u64,
+    /// Who is evicted first.
+    pub policy: PolicyName,
+    /// Bring the next part in while this one computes.
+    pub prefetch: bool,
+    /// How files are read.
+    pub io: Io,
+}
+
+impl MemoryOptions {
+    /// A budget, and the defaults for everything else.
+    pub fn new(budget: u64) -> Self {
+        Self { budget, policy: PolicyName::default(), prefetch: true, io: Io::default() }
+    }
+}
+
+/// Why something in a memory is not possible. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MemoryError {
+    /// Too little room, a pin that does not fit, a name that is taken.
+    #[error(transparent)]
+    Residency(Error),
+    /// A part cannot be read.
+    #[error("{part} of {model} ({bytes}) cannot be read: {reason}")]
+    Read {
+        /// The model.
+        model: String,
+        /// `layer 3`.
+        part: String,
+        /// Its size.
+        bytes: Bytes,
+        /// What the system said.
+        reason: String,
+    },
+    /// Less than a memory can be made of.
+    #[error("a budget of {budget} bytes is too small to hold anything; the least is {least}")]
+    NoBudget {
+        /// Asked for.
+        budget: u64,
+        /// Possible.
+        least: u64,
+    },
+    /// The addresses for the budget cannot be had.
+    #[error("there are no addresses for a budget of {budget}: {source}")]
+    NoAddresses {
+        /// Asked for.
+        budget: Bytes,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// More than the addresses that were taken at the start.
+    #[error("the budget can grow to {most} while it is in use; start with a larger one for {budget}")]
+    TooMuch {
+        /// Asked for.
+        budget: Bytes,
+        /// Possible.
+        most: Bytes,
+    },
+    /// No model of that name.
+    #[error("no model is named {name:?} here; there are {known}")]
+    UnknownName {
+        /// Asked for.
+        name: String,
+        /// The names there are.
+        known: String,
+    },
+    /// The name means another model.
+    #[error("the name {name:?} is taken by another model; remove that first or choose another name")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// Sessions of the model are open.
+    #[error("{name} is in use by {sessions} sessions; finish or cancel them first")]
+    InUse {
+        /// The model.
+        name: String,
+        /// How many.
+        sessions: usize,
+    },
+    /// A row of a matrix fits no block.
+    #[error(transparent)]
+    Row(#[from] RowTooBig),
+    /// The file cannot be opened once more.
+    #[error("{path} cannot be read: {source}")]
+    File {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// A part came, went, or shrank. For traces and maps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Time since the memory was made.
+    pub at: Duration,
+    /// The name the model was registered under.
+    pub model: Arc<str>,
+    /// Place of the part in a pass.
+    pub index: u32,
+    /// `layer 3`.
+    pub part: String,
+    /// Its size.
+    pub bytes: Bytes,
+    /// Bytes of it that are in memory now.
+    pub kept: Bytes,
+    /// Before.
+    pub from: State,
+    /// Now.
+    pub to: State,
+    /// How long the load, the wait or the eviction took.
+    pub took: Duration,
+    /// Bytes that the ledger has given out, everything included.
+    pub used: Bytes,
+}
+
+/// One part on the map.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitStatus {
+    /// `layer 3`.
+    pub name: String,
+    /// Its size in blocks.
+    pub bytes: Bytes,
+    /// Of that, in memory now.
+    pub kept: Bytes,
+    /// What it is doing.
+    pub state: State,
+}
+
+/// One model on the map.
+#[derive(Clone, Debug)]
+pub struct ModelStatus {
+    /// Its names.
+    pub names: Vec<String>,
+    /// In the order of a pass.
+    pub units: Vec<UnitStatus>,
+    /// What stays once loaded.
+    pub pin: Pin,
+    /// Sessions open.
+    pub sessions: usize,
+    /// What happened to it.
+    pub stats: Stats,
+}
+
+/// A memory with a budget.
+#[derive(Clone)]
+pub struct Memory(pub(super) Arc<Shared>);
+
+pub(super) struct Shared {
+    core: Mutex<Core>,
+    pub filler: Filler<UnitId>,
+    blocks: Arc<Blocks>,
+    grid: Grid,
+    pub options: MemoryOptions,
+}
+
+struct Core {
+    pool: Pool<Arena>,
+    names: BTreeMap<String, Placed>,
+    /// What a part is called, for those who watch.
+    labels: Arc<Mutex<HashMap<ModelId, Label>>>,
+    /// Small vectors of all models, which stay.
+    fixed: Bytes,
+    trace: Option<Vec<Access>>,
+    /// Bytes of a block.
+    block: u64,
+}
+
+struct Label {
+    model: Arc<str>,
+    parts: Arc<[Part]>,
+}
+
+/// Blocks: small budgets have small ones, so that little is left free at the ends of parts; large ones have few.
+const SMALLEST_BLOCK: usize = 16 << 10;
+const LARGEST_BLOCK: usize = 1 << 20;
+/// Blocks of a budget, about.
+const BLOCKS: u64 = 512;
+/// From this size of block on, the sectors around a piece are a small part of it, and files can be read past the page cache.
+const BLOCK_WITH_SECTORS: usize = 256 << 10;
+/// A budget may grow by this factor while it is in use.
+const GROWTH: u64 = 8;
+
+fn grid(budget: u64) -> Grid {
+    let block = (budget / BLOCKS).clamp(SMALLEST_BLOCK as u64, LARGEST_BLOCK as u64) as usize;
+    let block = if block.is_power_of_two() { block } else { block.next_power_of_two() / 2 };
+    Grid { block, align: if block >= BLOCK_WITH_SECTORS { SECTOR } else { 1 } }
+}
+
+impl Memory {
+    /// An empty memory. Takes addresses, and no memory yet.
+    pub fn new(options: MemoryOptions) -> Result<Self, MemoryError> {
+        let grid = grid(options.budget);
+        let count = |budget: u64| usize::try_from(budget / grid.block as u64).unwrap_or(usize::MAX);
+        if count(options.budget) == 0 {
+            return Err(MemoryError::NoBudget { budget: options.budget, least: grid.block as u64 });
+        }
+        let blocks = Blocks::new(grid.block, count(options.budget.saturating_mul(GROWTH)))
+            .or_else(|_| Blocks::new(grid.block, count(options.budget)))
+            .map_err(|source| MemoryError::NoAddresses { budget: Bytes(options.budget), source })?;
+        let blocks = Arc::new(blocks);
+        let filler = Filler::new(Arc::clone(&blocks));
+        let arena = Arena::new(Arc::clone(&blocks), filler.clone());
+        let core = Core {
+            pool: Pool::new(arena, Bytes(options.budget), options.policy.policy()),
+            names: BTreeMap::new(),
+            labels: Arc::default(),
+            fixed: Bytes::ZERO,
+            trace: None,
+            block: grid.block as u64,
+        };
+        Ok(Self(Arc::new(Shared { core: Mutex::new(core), filler, blocks, grid, options })))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.0.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // ---- models ----
+
+    /// Gives `model` a place under `name`. Nothing is loaded yet. A model whose file is in the memory already gets one
+    /// more name and no second copy.
+    pub fn add(&self, name: &str, model: &Model) -> Result<Placed, MemoryError> {
+        let sectors = self.0.grid.align > 1;
+        let source = source(model.file(), self.0.options.io, sectors).map_err(|source| {
+            MemoryError::File { path: model.file().path().display().to_string(), source }
+        })?;
+        self.add_from(name, model, source.into())
+    }
+
+    /// The same with the bytes from somewhere else.
+    pub(crate) fn add_from(
+        &self,
+        name: &str,
+        model: &Model,
+        source: Arc<dyn Source>,
+    ) -> Result<Placed, MemoryError> {
+        let mut core = self.lock();
+        if core.names.contains_key(name) {
+            return Err(MemoryError::NameTaken { name: name.to_owned() });
+        }
+        let same = |placed: &&Placed| placed.model().same(model);
+        if let Some(placed) = core.names.values().find(same).cloned() {
+            core.names.insert(name.to_owned(), placed.clone());
+            return Ok(placed);
+        }
+        let weights = model.weights();
+        let mut fixed = core.charge(Class::Weights, Bytes(weights.vector_bytes()))?;
+        fixed.commit();
+        let parts: Arc<[Part]> = {
+            let arch = model.architecture();
+            let layer = largest_layer(arch, weights, self.0.grid)?;
+            let books = core.pool.books();
+            let others = core.charged(&books) + fixed.bytes();
+            let room = books.budget.saturating_sub(others).saturating_sub(least_session(model));
+            let two = room.0 / 2 / self.0.grid.block as u64;
+            let most = two.clamp(1, u64::from(layer));
+            cut(arch, weights, self.0.grid, most as u32)?.into()
+        };
+        let block = Bytes(self.0.grid.block as u64);
+        let sizes: Vec<Size> =
+            parts.iter().map(|part| Size::paged(block.times(u64::from(part.blocks)), block)).collect();
+        let id = core.pool.register(name, &sizes).map_err(MemoryError::Residency)?;
+        core.fixed += fixed.bytes();
+        core.pool.store_mut().insert(id, Arc::clone(&parts), Arc::clone(&source));
+        let label = Label { model: name.into(), parts: Arc::clone(&parts) };
+        core.labels.lock().unwrap_or_else(PoisonError::into_inner).insert(id, label);
+        // What parsing has touched is not needed any more.
+        model.file().forget_pages();
+        let resident = Resident::new(id, model.clone(), parts, source, fixed);
+        let placed = Placed::new(self.clone(), resident);
+        core.names.insert(name.to_owned(), placed.clone());
+        Ok(placed)
+    }
+
+    /// Forgets a name, and with its last name the model. Waits for loads of it that are under way.
+    pub fn remove(&self, name: &str) -> Result<(), MemoryError> {
+        let mut core = self.lock();
+        let Some(placed) = core.names.get(name).cloned() else { return Err(core.unknown(name)) };
+        let id = placed.resident.id;
+        if core.names.values().filter(|p| p.resident.id == id).count() == 1 {
+            let sessions = placed.resident.sessions.load(Acquire);
+            if sessions > 0 {
+                return Err(MemoryError::InUse { name: name.to_owned(), sessions });
+            }
+            core.pool.unregister(id).map_err(MemoryError::Residency)?;
+            core.pool.store_mut().remove(id);
+            core.labels.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            let fixed = placed.resident.give_up_vectors();
+            core.fixed = core.fixed.saturating_sub(fixed);
+        }
+        core.names.remove(name);
+        Ok(())
+    }
+
+    /// The model of that name.
+    pub fn get(&self, name: &str) -> Result<Placed, MemoryError> {
+        let core = self.lock();
+        core.names.get(name).cloned().ok_or_else(|| core.unknown(name))
+    }
+
+    /// All names, in order.
+    pub fn names(&self) -> Vec<String> {
+        self.lock().names.keys().cloned().collect()
+    }
+
+    /// Which parts of a model stay once they are loaded, in place of what was pinned before.
+    pub fn pin(&self, name: &str, pin: Pin) -> Result<(), MemoryError> {
+        let placed = self.get(name)?;
+        self.lock().pool.pin(placed.resident.id, pin).map_err(MemoryError::Residency)
+    }
+
+    /// Tells the policy whose turn comes, soonest first, and for how many forward passes; see
+    /// [`nexaquant_residency::Pool::expect`].
+    pub fn expect(&self, turns: &[(Placed, u32)]) {
+        let turns: Vec<Turn> = turns
+            .iter()
+            .map(|(placed, passes)| Turn { model: placed.resident.id, passes: *passes })
+            .collect();
+        self.lock().pool.expect(&turns);
+    }
+
+    // ---- the budget ----
+
+    /// The budget now.
+    pub fn budget(&self) -> u64 {
+        self.lock().pool.books().budget.0
+    }
+
+    /// Changes the budget, evicting as needed; all or nothing. Refused, with numbers, while what is in use is more.
+    pub fn set_budget(&self, budget: u64) -> Result<(), MemoryError> {
+        let most = Bytes((self.0.blocks.count() * self.0.blocks.block()) as u64);
+        // A budget that is no whole number of blocks leaves the rest to caches and activations.
+        if Bytes(budget) > most + Bytes(self.0.grid.block as u64 - 1) {
+            return Err(MemoryError::TooMuch { budget: Bytes(budget), most });
+        }
+        let mut core = self.lock();
+        core.pool.set_budget(Bytes(budget)).map_err(MemoryError::Residency)?;
+        core.trim();
+        Ok(())
+    }
+
+    /// The smallest budget that the models, caches and pins there are now can work with.
+    pub fn smallest_budget(&self) -> u64 {
+        self.lock().pool.smallest_budget().0
+    }
+
+    /// Pays for something that is no part of a model. Allocate it then, and commit the charge.
+    pub(super) fn pay(&self, class: Class, bytes: usize) -> Result<Charge, MemoryError> {
+        let mut core = self.lock();
+        let charge = core.charge(class, Bytes(bytes as u64))?;
+        core.trim();
+        Ok(charge)
+    }
+
+    // ---- parts ----
+
+    pub(super) fn acquire(&self, resident: &Resident, index: u32) -> Result<Lease<Image>, MemoryError> {
+        let unit = UnitId { model: resident.id, index };
+        let mut core = self.lock();
+        core.note(unit);
+        core.pool.acquire(unit).map_err(|error| match error {
+            Error::LoadFailed { unit, model, bytes, reason } => {
+                let part = resident.parts.get(unit.index as usize).map_or("a part", |part| &part.name);
+                MemoryError::Read { model, part: part.to_owned(), bytes, reason: reason.to_string() }
+            }
+            error => MemoryError::Residency(error),
+        })
+    }
+
+    /// Leases of the first `n` parts if all of them are in memory.
+    pub(super) fn acquire_all(
+        &self,
+        resident: &Resident,
+        n: usize,
+    ) -> Result<Option<Vec<Lease<Image>>>, MemoryError> {
+        {
+            let mut core = self.lock();
+            core.pool.settle();
+            let there = |index: u32| {
+                let state = core.pool.table().state(UnitId { model: resident.id, index });
+                matches!(state, Some(State::Resident | State::Pinned | State::InUse))
+            };
+            if !(0..n as u32).all(there) {
+                return Ok(None);
+            }
+        }
+        (0..n as u32).map(|index| self.acquire(resident, index)).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// Starts bringing a part in. Errors are for [`Memory::acquire`] to find.
+    pub(super) fn prefetch(&self, resident: &Resident, index: u32) {
+        let _ = self.lock().pool.prefetch(UnitId { model: resident.id, index });
+    }
+
+    /// The same for what is expected after the part that was acquired last.
+    pub(super) fn prefetch_upcoming(&self) {
+        let mut core = self.lock();
+        if let Some(unit) = core.pool.upcoming() {
+            let _ = core.pool.prefetch(unit);
+        }
+    }
+
+    // ---- looking at it ----
+
+    /// The ledger's numbers.
+    pub fn books(&self) -> Books {
+        self.lock().pool.books()
+    }
+
+    /// What happened to all models together.
+    pub fn stats(&self) -> Stats {
+        self.lock().pool.stats()
+    }
+
+    /// What was read, and what it took.
+    pub fn fill_stats(&self) -> FillStats {
+        self.0.filler.stats()
+    }
+
+    /// Bytes of a block: parts take whole ones.
+    pub fn block(&self) -> usize {
+        self.0.grid.block
+    }
+
+    /// The map: every model and part.
+    pub fn status(&self) -> Vec<ModelStatus> {
+        let mut core = self.lock();
+        core.pool.settle();
+        let mut models: BTreeMap<ModelId, ModelStatus> = BTreeMap::new();
+        for (name, placed) in &core.names {
+            let resident = &placed.resident;
+            let Some(model) = core.pool.table().model(resident.id) else { continue };
+            let unit = |(index, part): (u32, &Part)| UnitStatus {
+                name: part.name.clone(),
+                bytes: model.bytes(index),
+                kept: model.kept(index),
+                state: model.state(index),
+            };
+            let status = models.entry(resident.id).or_insert_with(|| ModelStatus {
+                names: Vec::new(),
+                units: (0..).zip(resident.parts.iter()).map(unit).collect(),
+                pin: model.pin(),
+                sessions: resident.sessions.load(Acquire),
+                stats: core.pool.model_stats(resident.id).unwrap_or_default(),
+            });
+            status.names.push(name.clone());
+        }
+        models.into_values().collect()
+    }
+
+    /// Calls `see` at each change of a part, from inside the memory: it must be quick and must not call the memory.
+    pub fn watch(&self, mut see: impl FnMut(&Change) + Send + 'static) {
+        let mut core = self.lock();
+        let labels = Arc::clone(&core.labels);
+        core.pool.subscribe(move |event| {
+            let labels = labels.lock().unwrap_or_else(PoisonError::into_inner);
+            let label = labels.get(&event.unit.model);
+            let part = label.and_then(|label| label.parts.get(event.unit.index as usize));
+            let (Some(label), Some(part)) = (label, part) else { return };
+            see(&Change {
+                at: event.at,
+                model: Arc::clone(&label.model),
+                index: event.unit.index,
+                part: part.name.clone(),
+                bytes: event.bytes,
+                kept: event.kept,
+                from: event.from,
+                to: event.to,
+                took: event.took,
+                used: event.used,
+            });
+        });
+    }
+
+    /// Keeps a record of every use of a part from here on, for [`Memory::trace`]. It grows by a few dozen bytes a use.
+    pub fn record(&self) {
+        self.lock().trace.get_or_insert_default();
+    }
+
+    /// The record so far: what the offline optimum and other policies can be computed from.
+    pub fn trace(&self) -> Vec<Access> {
+        self.lock().trace.clone().unwrap_or_default()
+    }
+}
+
+/// Bytes of the smallest session of a model that can do a step.
+fn least_session(model: &Model) -> Bytes {
+    let arch = model.architecture();
+    let ropes = arch.rope_tables(arch.hparams.context_length.min(1), |id| model.weights().vector(id));
+    let threads = crate::threads::topology().default_threads();
+    let sizes = Sizes::new(arch, |id| model.weights().kernel(id), &ropes, (1, 1), threads);
+    let page = KvLayout::new(&arch.hparams, KvType::F16).map_or(0, |layout| layout.page_bytes());
+    Bytes((sizes.bytes() + page) as u64)
+}
+
+impl Core {
+    fn unknown(&self, name: &str) -> MemoryError {
+        let known: Vec<&str> = self.names.keys().map(String::as_str).collect();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        MemoryError::UnknownName { name: name.to_owned(), known }
+    }
+
+    fn charge(&mut self, class: Class, bytes: Bytes) -> Result<Charge, MemoryError> {
+        self.pool.charge(class, bytes).map_err(MemoryError::Residency)
+    }
+
+    /// What is given out to other things than parts of models.
+    fn charged(&self, books: &Books) -> Bytes {
+        let others = [Class::Kv, Class::Scratch, Class::Staging].map(|class| books.of(class));
+        others.into_iter().sum::<Bytes>() + self.fixed
+    }
+
+    /// What is left to parts of models.
+    fn room(&self) -> Bytes {
+        let books = self.pool.books();
+        books.budget.saturating_sub(self.charged(&books))
+    }
+
+    /// Gives memory of free blocks back to the system where it was promised to something else.
+    fn trim(&mut self) {
+        let blocks = self.room().0 / self.block;
+        self.pool.store_mut().trim(blocks);
+    }
+
+    fn note(&mut self, unit: UnitId) {
+        if self.trace.is_none() {
+            return;
+        }
+        let (budget, bytes) = (self.room(), self.pool.table().bytes(unit).unwrap_or_default());
+        if let Some(trace) = &mut self.trace {
+            trace.push(Access { unit, bytes, budget });
+        }
+    }
+}
