@@ -1,5 +1,6 @@
 //! One answer: the prompt's tokens in, text out, Ctrl-C heeded everywhere, and the line that says how fast it was.
 
+use crate::engine;
 use crate::failure::Failure;
 use crate::interrupt::Interrupt;
 use crate::options;
@@ -22,7 +23,7 @@ pub struct Speaker {
 impl Speaker {
     /// Opens a session on `pool`.
     pub fn new(model: &Model, pool: Pool, options: &options::Engine) -> Result<Self, Failure> {
-        let session = Session::new(model, &pool, options.session(0)).map_err(Failure::input)?;
+        let session = engine::session(model, &pool, options, options.session(0))?;
         Ok(Self { session, pool, interrupt: Interrupt::new(), piece: options.batch })
     }
 

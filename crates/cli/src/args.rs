@@ -274,6 +274,10 @@ pub struct EngineArgs {
     /// Threads to compute with. Without it one for each physical core this process may use.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
+    /// Bytes of memory for weights, cache and activations together, such as 10MB or 2GiB. What does not fit is brought in
+    /// as it is needed. Without it the weights are used where they lie, in the mapped file.
+    #[arg(long, value_name = "SIZE", value_parser = crate::size::parse, allow_hyphen_values = true)]
+    pub budget: Option<u64>,
     /// Let the system move threads from core to core.
     #[arg(long)]
     pub no_pin: bool,

@@ -4,7 +4,8 @@ use crate::failure::Failure;
 use crate::models::Source;
 use crate::options;
 use crate::output::note;
-use nexaquant_engine::{LoadCause, Model, Pool, topology};
+use nexaquant_engine::m3::{Memory, MemoryOptions};
+use nexaquant_engine::{LoadCause, Model, Pool, Session, SessionOptions, topology};
 
 /// Loads a model and starts the threads.
 pub fn open(source: &Source, options: &options::Engine) -> Result<(Model, Pool), Failure> {
@@ -26,6 +27,21 @@ pub fn open(source: &Source, options: &options::Engine) -> Result<(Model, Pool),
         note("warning: ", &format!("--ctx {context} is more than this model was made for; using {made_for}"));
     }
     Ok((model, pool))
+}
+
+/// Opens a session, in a memory of its own if there is a budget.
+pub fn session(
+    model: &Model,
+    pool: &Pool,
+    engine: &options::Engine,
+    session: SessionOptions,
+) -> Result<Session, Failure> {
+    let Some(budget) = engine.budget else {
+        return Session::new(model, pool, session).map_err(Failure::input);
+    };
+    let memory = Memory::new(MemoryOptions::new(budget)).map_err(Failure::input)?;
+    let placed = memory.add(&model.name(), model).map_err(Failure::input)?;
+    Session::placed(&placed, pool, session).map_err(Failure::input)
 }
 
 fn load(source: &Source, options: &options::Engine) -> Result<Model, Failure> {

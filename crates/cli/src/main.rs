@@ -17,6 +17,7 @@ mod interrupt;
 mod models;
 mod options;
 mod output;
+mod size;
 mod system;
 mod usage;
 

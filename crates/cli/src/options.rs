@@ -19,6 +19,8 @@ pub struct Engine {
     pub context: Option<usize>,
     pub kv: KvType,
     pub batch: usize,
+    /// Bytes for everything; `None`: weights stay in the mapped file and the rest takes what it needs.
+    pub budget: Option<u64>,
 }
 
 impl Engine {
@@ -141,6 +143,7 @@ pub fn engine(args: &EngineArgs) -> Engine {
         context: args.ctx,
         kv,
         batch: args.batch.into(),
+        budget: args.budget,
     }
 }
 

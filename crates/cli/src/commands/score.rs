@@ -6,7 +6,6 @@ use crate::failure::Failure;
 use crate::models;
 use crate::options;
 use crate::output;
-use nexaquant_engine::Session;
 use nexaquant_engine::sampler::log_probs;
 use nexaquant_engine::tokenizer::Tokenizer;
 use serde_json::json;
@@ -21,8 +20,7 @@ pub fn score(args: ScoreArgs) -> Result<(), Failure> {
     if tokens.is_empty() {
         return Err(Failure::input("there are no tokens to score"));
     }
-    let mut session =
-        Session::new(&model, &pool, options.scoring_session(tokens.len())).map_err(Failure::input)?;
+    let mut session = engine::session(&model, &pool, &options, options.scoring_session(tokens.len()))?;
 
     let (mut logprobs, mut top1) = (Vec::with_capacity(tokens.len()), Vec::with_capacity(tokens.len()));
     let mut wrong = None;

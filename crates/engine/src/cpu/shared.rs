@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code)]
 
+use memmap2::{MmapOptions, MmapRaw};
 use nexaquant_kernels::{Line, Out};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::marker::PhantomData;
@@ -26,6 +27,10 @@ pub struct OutOfMemory {
     pub bytes: usize,
 }
 
+/// From this size on a buffer is pages of its own: they go back to the system when it is dropped, where an allocator would
+/// keep them for later and a budget would not be what the process takes.
+const PAGES: usize = 64 << 10;
+
 /// A zeroed, 64-byte aligned buffer of `len` values that threads may share under the rule above. Pages of it that
 /// nobody writes take no memory.
 pub(crate) struct SharedBuf<T> {
@@ -33,6 +38,8 @@ pub(crate) struct SharedBuf<T> {
     start: NonNull<Line>,
     lines: usize,
     len: usize,
+    /// The pages, if it is large.
+    pages: Option<MmapRaw>,
     of: PhantomData<T>,
 }
 
@@ -43,7 +50,7 @@ unsafe impl<T: Plain> Sync for SharedBuf<T> {}
 
 impl<T> Drop for SharedBuf<T> {
     fn drop(&mut self) {
-        if self.lines > 0 {
+        if self.lines > 0 && self.pages.is_none() {
             // SAFETY: allocated in `new` with this layout, which was valid then.
             unsafe {
                 dealloc(self.start.as_ptr().cast(), Layout::array::<Line>(self.lines).unwrap_unchecked());
@@ -63,14 +70,20 @@ impl<T: Plain> SharedBuf<T> {
     pub(crate) fn new(len: usize) -> Result<Self, OutOfMemory> {
         let bytes = len.saturating_mul(size_of::<T>());
         let (lines, none) = (bytes.div_ceil(64), OutOfMemory { bytes });
+        let mut pages = None;
         let start = if lines == 0 {
             NonNull::dangling()
+        } else if bytes >= PAGES {
+            let map =
+                MmapOptions::new().len(lines.checked_mul(64).ok_or(none)?).map_anon().map_err(|_| none)?;
+            let map = pages.insert(MmapRaw::from(map));
+            NonNull::new(map.as_mut_ptr().cast()).ok_or(none)?
         } else {
             let layout = Layout::array::<Line>(lines).map_err(|_| none)?;
             // SAFETY: the layout is not empty.
             NonNull::new(unsafe { alloc_zeroed(layout) }.cast()).ok_or(none)?
         };
-        Ok(Self { start, lines, len, of: PhantomData })
+        Ok(Self { start, lines, len, pages, of: PhantomData })
     }
     pub(crate) fn bytes(&self) -> usize {
         self.lines * 64
