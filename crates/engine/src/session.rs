@@ -147,6 +147,10 @@ impl Session {
     pub fn free(&self) -> usize {
         self.context - self.tokens.len()
     }
+    /// Most tokens of one forward pass.
+    pub fn batch(&self) -> usize {
+        self.scratch.batch
+    }
     /// Bytes of cache and activations held now.
     pub fn bytes(&self) -> usize {
         self.kv.bytes() + self.scratch.bytes()
@@ -184,6 +188,12 @@ impl Session {
             self.step(pool, chunk, if last { chunk.len() - 1..chunk.len() } else { 0..0 })?;
         }
         Ok(self.logits(0))
+    }
+
+    /// Appends tokens whose logits nobody wants: the head is not computed.
+    pub fn extend(&mut self, pool: &mut Pool, tokens: &[u32]) -> Result<(), EvalError> {
+        self.check(tokens, self.tokens.len())?;
+        tokens.chunks(self.scratch.batch).try_for_each(|chunk| self.step(pool, chunk, 0..0))
     }
 
     /// Appends tokens and calls `see(i, logits)` with the logits after each of them.
