@@ -18,6 +18,7 @@
 
 pub mod chat;
 mod cpu;
+pub mod decide;
 mod file;
 mod generate;
 mod kv;
