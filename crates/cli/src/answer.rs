@@ -6,84 +6,55 @@ use crate::interrupt::Interrupt;
 use crate::options;
 use crate::output::bytes;
 use nexaquant_engine::{
-    EvalError, Finish, GenerateOptions, Generation, Model, Pool, Session, Stats, generate,
+    Answer, EvalError, GenerateError, GenerateOptions, Generation, Model, Pool, Progress, Session, Stats,
 };
-use std::ops::ControlFlow;
-use std::time::Instant;
 
 /// A session and all it takes to let it answer.
 pub struct Speaker {
     pub session: Session,
     pub pool: Pool,
     pub interrupt: Interrupt,
-    /// Prompt tokens computed between two looks at Ctrl-C.
-    piece: usize,
 }
 
 impl Speaker {
     /// Opens a session on `pool`.
     pub fn new(model: &Model, pool: Pool, options: &options::Engine) -> Result<Self, Failure> {
         let session = engine::session(model, &pool, options, options.session(0))?;
-        Ok(Self { session, pool, interrupt: Interrupt::new(), piece: options.batch })
+        Ok(Self { session, pool, interrupt: Interrupt::new() })
     }
 
-    /// Answers `prompt`. `on_text` gets the text as it comes and says whether to go on.
-    ///
-    /// The prompt is computed in pieces, so that Ctrl-C is heeded between them; that changes nothing in the result.
+    /// Answers `prompt`. `on_text` gets the text as it comes and says whether to go on. Ctrl-C ends the answer between
+    /// any two steps.
     pub fn answer(
         &mut self,
         prompt: &[u32],
         options: &GenerateOptions,
         mut on_text: impl FnMut(&str) -> bool,
     ) -> Result<Generation, Failure> {
-        let (session, pool, interrupt) = (&mut self.session, &mut self.pool, &self.interrupt);
-        fits(session, prompt.len())?;
-        interrupt.hold();
-        let shared = session.tokens().iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        let start = Instant::now();
-        let mut at = shared;
-        while prompt.len() - at > self.piece {
-            if interrupt.is_set() {
-                return Ok(cancelled(options));
+        let mut answer = Answer::new(&self.session, prompt.to_vec(), options.clone()).map_err(refused)?;
+        self.interrupt.hold();
+        while !self.interrupt.is_set() {
+            let (text, over) = match answer.step(&mut self.session, &mut self.pool).map_err(Failure::input)? {
+                Progress::Prompt { .. } => continue,
+                Progress::Token(text) => (text, false),
+                Progress::Done(_, text) => (text, true),
+            };
+            let go_on = text.is_empty() || on_text(&text);
+            if over || !go_on {
+                break;
             }
-            at += self.piece;
-            session.set(pool, &prompt[..at]).map_err(Failure::input)?;
         }
-        let (early, early_time) = (at - shared, start.elapsed());
-        let go_on = |piece: &str| {
-            if on_text(piece) && !interrupt.is_set() {
-                ControlFlow::Continue(())
-            } else {
-                ControlFlow::Break(())
-            }
-        };
-        let mut generation = generate(session, pool, prompt, options, go_on).map_err(Failure::input)?;
-        let stats = &mut generation.stats;
-        stats.cached_tokens -= early.min(stats.cached_tokens);
-        stats.prompt_tokens += early;
-        stats.prompt_time += early_time;
-        Ok(generation)
+        Ok(answer.finish())
     }
 }
 
-/// Fails if a prompt of `tokens` tokens does not fit the session, before anything is computed.
-pub fn fits(session: &Session, tokens: usize) -> Result<(), Failure> {
-    if tokens <= session.context() {
-        return Ok(());
-    }
-    let model = session.model().architecture().hparams.context_length;
-    let error = EvalError::ContextFull { needed: tokens, context: session.context(), model };
-    Err(Failure::Input(format!("the prompt is too long: {error}")))
-}
-
-/// An answer that was stopped before it began.
-fn cancelled(options: &GenerateOptions) -> Generation {
-    Generation {
-        tokens: Vec::new(),
-        text: String::new(),
-        finish: Finish::Cancelled,
-        seed: options.sampling.seed.unwrap_or_default(),
-        stats: Stats::default(),
+/// Why an answer cannot even begin.
+fn refused(error: GenerateError) -> Failure {
+    match error {
+        GenerateError::Eval(error @ EvalError::ContextFull { .. }) => {
+            Failure::Input(format!("the prompt is too long: {error}"))
+        }
+        error => Failure::input(error),
     }
 }
 

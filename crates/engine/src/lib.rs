@@ -10,13 +10,15 @@
 //! # let _ = logits; Ok(()) }
 //! ```
 //!
-//! Where things are: [`Model`] is a loaded file, [`Session`] one sequence of tokens, [`generate()`] the loop around both.
+//! Where things are: [`Model`] is a loaded file, [`Session`] one sequence of tokens, [`Answer`] the text that
+//! comes out of it, one forward pass at a time, and [`generate()`] the loop around that.
 //! The graph of an architecture is data ([`model`]); the CPU executor runs it on a [`Pool`]. Everything is synchronous.
 
 #![deny(unsafe_code)]
 
 pub mod chat;
 mod cpu;
+pub mod decide;
 mod file;
 mod generate;
 mod kv;
@@ -32,7 +34,7 @@ mod weights;
 
 pub use cpu::OutOfMemory;
 pub use file::{FileError, ModelFile};
-pub use generate::{Finish, GenerateError, GenerateOptions, Generation, Stats, generate};
+pub use generate::{Answer, Finish, GenerateError, GenerateOptions, Generation, Progress, Stats, generate};
 pub use kv::{KvTypeError, PAGE};
 pub use loader::{LoadCause, LoadError, LoadOptions, Model};
 pub use nexaquant_gguf as gguf;

@@ -215,7 +215,7 @@ impl Session {
     pub fn bytes(&self) -> usize {
         self.kv.bytes() + self.scratch.as_ref().map_or(0, Scratch::bytes)
     }
-    /// Most tokens of one step.
+    /// Most tokens of one forward pass.
     pub fn batch(&self) -> usize {
         self.batch
     }
@@ -257,6 +257,13 @@ impl Session {
             self.step(pool, chunk, if last { chunk.len() - 1..chunk.len() } else { 0..0 })?;
         }
         Ok(self.logits(0))
+    }
+
+    /// Appends tokens whose logits nobody wants: the head is not computed.
+    pub fn extend(&mut self, pool: &mut Pool, tokens: &[u32]) -> Result<(), EvalError> {
+        self.check(tokens, self.tokens.len())?;
+        let batch = self.batch;
+        tokens.chunks(batch).try_for_each(|chunk| self.step(pool, chunk, 0..0))
     }
 
     /// Appends tokens and calls `see(i, logits)` with the logits after each of them.

@@ -1,0 +1,235 @@
+//! One answer as a state machine.
+//!
+//! What the answer is made of is one sequence: the prompt and the tokens sampled so far. A step compares it with what the
+//! session holds, computes the next chunk of what is missing and, if nothing is missing then, samples. So the first
+//! steps read the prompt, each later one evaluates one token, and a session that lost its cache between two steps is
+//! brought back by the same rule. Logits never outlive the step that computed them.
+
+use super::{Finish, GenerateError, GenerateOptions, Generation, Stats};
+use crate::sampler::{Sampler, StopMatcher};
+use crate::session::{EvalError, Session};
+use crate::threads::Pool;
+use crate::tokenizer::StreamDecoder;
+use std::time::Instant;
+
+/// One answer in the making: the prompt in chunks, then token by token. Owns no session; each step is given the one it
+/// was made for.
+#[derive(Debug)]
+pub struct Answer {
+    /// The prompt and every token sampled.
+    sequence: Vec<u32>,
+    /// How much of it is the prompt.
+    prompt: usize,
+    /// How much of it the session held when last seen.
+    computed: usize,
+    /// Most tokens that were asked for.
+    limit: usize,
+    /// Positions of the session.
+    context: usize,
+    ignore_end: bool,
+    sampler: Sampler,
+    decoder: StreamDecoder,
+    stops: StopMatcher,
+    text: String,
+    stats: Stats,
+    /// Why nothing more is computed.
+    end: Option<Finish>,
+    /// Whether a step has said so, which also gave out the text held back.
+    told: bool,
+}
+
+/// What a step brought.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// A chunk of the prompt was computed.
+    Prompt {
+        /// Tokens the session holds now.
+        done: usize,
+        /// Tokens it must hold before the next one can be sampled.
+        total: usize,
+    },
+    /// A token came. Its text is whole UTF-8, and empty while characters or stop texts are undecided.
+    Token(String),
+    /// It is over. The text is what was held back until now.
+    Done(Finish, String),
+}
+
+impl Answer {
+    /// An answer to `prompt` (token ids) in `session`. Nothing is computed or forgotten yet.
+    ///
+    /// # Errors
+    /// An empty prompt, one that does not fit the context, ids outside the vocabulary, options out of range.
+    pub fn new(session: &Session, prompt: Vec<u32>, options: GenerateOptions) -> Result<Self, GenerateError> {
+        if prompt.is_empty() {
+            return Err(GenerateError::EmptyPrompt);
+        }
+        let (model, context) = (session.model(), session.context());
+        let (needed, arch) = (prompt.len(), model.architecture());
+        if needed > context {
+            let model = arch.hparams.context_length;
+            return Err(EvalError::ContextFull { needed, context, model }.into());
+        }
+        if let Some(&token) = prompt.iter().find(|&&token| token as usize >= arch.vocab) {
+            return Err(EvalError::BadToken { token, vocab: arch.vocab }.into());
+        }
+        let mut sampler = Sampler::new(options.sampling, model.tokenizer().vocab_size(), context)?;
+        for &token in &prompt {
+            sampler.accept(token);
+        }
+        Ok(Self {
+            computed: shared(session, &prompt),
+            prompt: prompt.len(),
+            sequence: prompt,
+            limit: options.max_tokens.unwrap_or(usize::MAX),
+            context,
+            ignore_end: options.ignore_end,
+            sampler,
+            decoder: if options.continues_prompt {
+                StreamDecoder::continuing()
+            } else {
+                StreamDecoder::at_start()
+            },
+            stops: StopMatcher::new(options.stop)?,
+            text: String::new(),
+            stats: Stats { weight_bytes_per_token: model.weight_bytes_per_token(), ..Stats::default() },
+            end: None,
+            told: false,
+        })
+    }
+
+    /// Makes at most one forward pass, and samples if that brought logits.
+    ///
+    /// A token that ends the answer by number, stop text or context still comes as [`Progress::Token`]; the step after
+    /// it computes nothing and says [`Progress::Done`], as does every further one.
+    ///
+    /// # Errors
+    /// A pass that fails, which leaves the answer as it was, so that the step may be tried again; logits that are no
+    /// numbers.
+    pub fn step(&mut self, session: &mut Session, pool: &mut Pool) -> Result<Progress, GenerateError> {
+        if let Some(finish) = self.end {
+            return Ok(self.done(finish));
+        }
+        let first = self.sequence.len() == self.prompt;
+        let start = Instant::now();
+        let logits = self.pass(session, pool)?;
+        if first {
+            self.stats.prompt_time += start.elapsed();
+        } else {
+            self.stats.generate_time += start.elapsed();
+            self.stats.steps += 1;
+        }
+        let Some(logits) = logits else {
+            return Ok(Progress::Prompt { done: self.computed, total: self.sequence.len() });
+        };
+        if self.limit == 0 {
+            return Ok(self.done(Finish::Length));
+        }
+        let start = Instant::now();
+        let token = self.sampler.sample(logits)?;
+        let progress = self.take(token, session);
+        self.stats.generate_time += start.elapsed();
+        Ok(progress)
+    }
+
+    /// What there is so far: [`Finish::Cancelled`] unless a step has said [`Progress::Done`].
+    pub fn finish(mut self) -> Generation {
+        let tokens = self.sequence.split_off(self.prompt);
+        self.stats.tokens = tokens.len();
+        Generation {
+            tokens,
+            text: self.text,
+            finish: self.end.filter(|_| self.told).unwrap_or(Finish::Cancelled),
+            stats: self.stats,
+            seed: self.sampler.seed(),
+        }
+    }
+
+    /// Forward passes still to come in a session of this [batch](Session::batch), at most: the model may end sooner.
+    /// 0: the next step computes nothing.
+    pub fn passes_left(&self, batch: usize) -> u32 {
+        if self.end.is_some() {
+            return 0;
+        }
+        let missing = (self.sequence.len() - self.computed).max(1);
+        // The last token is not evaluated, so it needs no position.
+        let most = self.limit.min(self.context - self.prompt + 1);
+        let later = most.saturating_sub(self.sequence.len() - self.prompt + 1);
+        u32::try_from(missing.div_ceil(batch.max(1)).saturating_add(later)).unwrap_or(u32::MAX)
+    }
+
+    /// Computes the next chunk of what the session lacks; logits if it lacks nothing then.
+    fn pass<'s>(
+        &mut self,
+        session: &'s mut Session,
+        pool: &mut Pool,
+    ) -> Result<Option<&'s mut [f32]>, EvalError> {
+        let total = self.sequence.len();
+        // The last token is computed even if the session has it, for its logits.
+        let kept = shared(session, &self.sequence).min(total - 1);
+        if session.tokens().len() > kept {
+            session.truncate(kept);
+        }
+        self.computed = kept;
+        let end = total.min(kept + session.batch());
+        let chunk = &self.sequence[kept..end];
+        let logits = if end < total {
+            session.extend(pool, chunk)?;
+            None
+        } else {
+            Some(session.eval(pool, chunk)?)
+        };
+        self.computed = end;
+        if total == self.prompt {
+            if self.stats.prompt_tokens == 0 {
+                self.stats.cached_tokens = kept;
+            }
+            self.stats.prompt_tokens += end - kept;
+        }
+        Ok(logits)
+    }
+
+    /// Makes a sampled token part of the answer.
+    fn take(&mut self, token: u32, session: &Session) -> Progress {
+        let tokenizer = session.model().tokenizer();
+        self.sampler.accept(token);
+        self.sequence.push(token);
+        if !self.ignore_end && tokenizer.end_of_turn().contains(&token) {
+            return self.done(Finish::EndOfTurn);
+        }
+        let piece = self.decoder.push(tokenizer, token);
+        let stopped = self.stops.push(&piece);
+        self.text.push_str(&stopped.text);
+        self.end = if stopped.stop.is_some() {
+            Some(Finish::Stop)
+        } else if self.sequence.len() - self.prompt >= self.limit {
+            Some(Finish::Length)
+        } else if session.free() == 0 {
+            Some(Finish::ContextFull)
+        } else {
+            None
+        };
+        Progress::Token(stopped.text)
+    }
+
+    /// Ends the answer. What the decoder and the stop matcher still hold back is part of it after all, unless a stop
+    /// text ended it.
+    fn done(&mut self, finish: Finish) -> Progress {
+        self.end = Some(finish);
+        let mut rest = String::new();
+        if !self.told && finish != Finish::Stop {
+            let last = self.stops.push(&self.decoder.finish());
+            rest = last.text;
+            if last.stop.is_none() {
+                rest.push_str(&self.stops.finish());
+            }
+        }
+        self.told = true;
+        self.text.push_str(&rest);
+        Progress::Done(finish, rest)
+    }
+}
+
+/// How many tokens the session's text and `sequence` begin with alike.
+fn shared(session: &Session, sequence: &[u32]) -> usize {
+    session.tokens().iter().zip(sequence).take_while(|(a, b)| a == b).count()
+}
