@@ -19,6 +19,7 @@ Examples:
   nexaquant chat                              talk to alpha, the model inside this program
   nexaquant run beta -p \"Tell me a story.\"    one answer, then the measured speed
   nexaquant run model.gguf -f question.txt    any GGUF file
+  nexaquant m3                                three models in turn in 10 MB of memory
   nexaquant info                              what this machine offers and what will be used
 
 MODEL is the path of a GGUF file or one of the bundled names alpha, beta, gamma and delta.
@@ -31,6 +32,11 @@ pub enum Command {
     Chat(ChatArgs),
     /// Answer one prompt.
     Run(RunArgs),
+    /// Several models under one memory budget, and what that costs.
+    #[command(name = "m3")]
+    M3(Box<M3Args>),
+    /// What models will do under a memory budget, without loading them.
+    Plan(PlanArgs),
     /// Log-probability of each token of a text.
     Score(ScoreArgs),
     /// How well a model predicts a text file.
@@ -120,6 +126,147 @@ pub struct RunArgs {
     pub sampling: SamplingArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
+}
+
+#[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a flag")]
+#[command(after_help = "\
+Examples:
+  nexaquant m3                                          alpha, beta, gamma, alpha in 10 MB
+  nexaquant m3 --budget 6MB --policy lru                less room, and the policy that everybody knows
+  nexaquant m3 --turn 8 --rounds 3                      all queries at once, 8 passes a turn
+  nexaquant m3 big.gguf --budget 1GiB -q big=\"Hello.\"    a model that need not fit
+  nexaquant m3 --config scenario.toml --json            a scenario from a file, the whole trace for programs
+
+A scenario file has the same settings; flags come before it:
+  budget = \"10MB\"
+  policy = \"two-level\"
+  tokens = 48
+  [[models]]
+  name = \"alpha\"
+  pin = \"head:4\"
+  [[models]]
+  name = \"other\"
+  path = \"other.gguf\"
+  [[queries]]
+  model = \"alpha\"
+  prompt = \"What is your name?\"")]
+pub struct M3Args {
+    /// Models: bundled names, paths of GGUF files, or NAME=PATH. Without any: alpha, beta and gamma.
+    #[arg(value_name = "MODEL")]
+    pub models: Vec<String>,
+    /// A question to a model, in this order. Can be given several times. Without any each model is asked, then the first
+    /// one again.
+    #[arg(short, long, value_name = "MODEL=TEXT", allow_hyphen_values = true, help_heading = "Scenario")]
+    pub query: Vec<String>,
+    /// Ask all queries N times over.
+    #[arg(long, value_name = "N", help_heading = "Scenario", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub rounds: Option<u32>,
+    /// Most tokens of an answer. [default: 48]
+    #[arg(short = 'n', long, value_name = "N", help_heading = "Scenario", value_parser = clap::value_parser!(u32).range(1..))]
+    pub tokens: Option<u32>,
+    /// Ask all queries at once and let each model make N forward passes before the next one's turn. Without it one
+    /// query follows the other.
+    #[arg(long, value_name = "N", help_heading = "Scenario", value_parser = clap::value_parser!(u32).range(1..))]
+    pub turn: Option<u32>,
+    /// Read the scenario from a TOML file.
+    #[arg(long, value_name = "FILE", help_heading = "Scenario")]
+    pub config: Option<PathBuf>,
+    /// Which lines about parts coming and going are printed: those up to each first token, all, or none.
+    #[arg(long, value_name = "WHICH", default_value = "switch", help_heading = "Output")]
+    pub events: Events,
+    /// Print one JSON object, with every event.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nexaquant plan                                   alpha, beta and gamma in 10 MB
+  nexaquant plan model.gguf --budget 2GiB --ctx 8192
+  nexaquant plan model.gguf --budget 2GiB --filled 8000    late in a long conversation
+
+The models get places in a real memory of that budget and answer there, on weights that are zeros; only reading is
+left out, and measured on a sample of each file. So what is resident, moved or refused is exact, and speed is what
+this machine does now.")]
+pub struct PlanArgs {
+    /// Models: bundled names, paths of GGUF files, or NAME=PATH. Without any: alpha, beta and gamma.
+    #[arg(value_name = "MODEL")]
+    pub models: Vec<String>,
+    /// Tokens of a prompt.
+    #[arg(long, value_name = "N", default_value_t = 24, help_heading = "Scenario", value_parser = clap::value_parser!(u32).range(1..))]
+    pub prompt: u32,
+    /// Tokens of an answer, after which the next model has its turn.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 48, help_heading = "Scenario", value_parser = clap::value_parser!(u32).range(1..))]
+    pub tokens: u32,
+    /// Tokens that are in the cache before the prompt.
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Scenario")]
+    pub filled: u32,
+    /// Print one JSON object.
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// Who is in memory.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Memory")]
+pub struct MemoryArgs {
+    /// Who is evicted first. [default: two-level]
+    #[arg(long, value_name = "POLICY")]
+    pub policy: Option<PolicyArg>,
+    /// Do not bring the next part in while one computes.
+    #[arg(long)]
+    pub no_prefetch: bool,
+    /// Keep the first K parts of a model in memory once they are there, or all. Can be given several times.
+    #[arg(long, value_name = "MODEL=all|head:K")]
+    pub pin: Vec<String>,
+    /// How files are read that are not in the page cache: past it (direct), through it (cached), or past it where it
+    /// could not hold them (auto).
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub io: IoArg,
+}
+
+/// Who is evicted first.
+#[derive(Clone, Copy, Debug, ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PolicyArg {
+    /// Least recently used model first, its last layers first; in the running model what is needed latest.
+    TwoLevel,
+    /// Least recently used part first.
+    Lru,
+}
+
+/// How files are read.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum IoArg {
+    /// Past the page cache where it could not hold the file.
+    Auto,
+    /// Past the page cache.
+    Direct,
+    /// Through the page cache.
+    Cached,
+}
+
+/// Lines about parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Events {
+    /// Up to each first token.
+    Switch,
+    /// All.
+    All,
+    /// None.
+    None,
 }
 
 #[derive(Debug, Args)]

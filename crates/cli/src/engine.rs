@@ -10,23 +10,34 @@ use nexaquant_engine::{LoadCause, Model, Pool, Session, SessionOptions, topology
 /// Loads a model and starts the threads.
 pub fn open(source: &Source, options: &options::Engine) -> Result<(Model, Pool), Failure> {
     let model = load(source, options)?;
+    let pool = pool(options)?;
+    let made_for = model.architecture().hparams.context_length;
+    if let Some(context) = options.context.filter(|&n| n > made_for) {
+        note("warning: ", &format!("--ctx {context} is more than this model was made for; using {made_for}"));
+    }
+    Ok((model, pool))
+}
+
+/// Starts the threads.
+pub fn pool(options: &options::Engine) -> Result<Pool, Failure> {
     // Before the pool pins this thread to one core and the count becomes one.
     let parallelism = topology().parallelism;
-    let pool = Pool::new(options.pool).map_err(|e| match e.kind() {
-        std::io::ErrorKind::InvalidInput => Failure::Input(format!("--threads: {e}")),
-        _ => Failure::Internal(format!("cannot start threads: {e}; try --threads 1")),
-    })?;
+    let pool = Pool::new(options.pool).map_err(|error| threads(&error))?;
     if let Some(threads) = options.pool.threads.filter(|&n| n > parallelism) {
         note(
             "warning: ",
             &format!("{threads} threads share {parallelism} processors; fewer would be faster"),
         );
     }
-    let made_for = model.architecture().hparams.context_length;
-    if let Some(context) = options.context.filter(|&n| n > made_for) {
-        note("warning: ", &format!("--ctx {context} is more than this model was made for; using {made_for}"));
+    Ok(pool)
+}
+
+/// Threads that cannot be had.
+pub fn threads(error: &std::io::Error) -> Failure {
+    match error.kind() {
+        std::io::ErrorKind::InvalidInput => Failure::Input(format!("--threads: {error}")),
+        _ => Failure::Internal(format!("cannot start threads: {error}; try --threads 1")),
     }
-    Ok((model, pool))
 }
 
 /// Opens a session, in a memory of its own if there is a budget.
@@ -44,7 +55,8 @@ pub fn session(
     Session::placed(&placed, pool, session).map_err(Failure::input)
 }
 
-fn load(source: &Source, options: &options::Engine) -> Result<Model, Failure> {
+/// Loads a model.
+pub fn load(source: &Source, options: &options::Engine) -> Result<Model, Failure> {
     source.load(options.load).map_err(|error| match &*error.cause {
         // These name the file themselves.
         LoadCause::File(cause) => Failure::input(cause),

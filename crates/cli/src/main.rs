@@ -17,6 +17,7 @@ mod interrupt;
 mod models;
 mod options;
 mod output;
+mod scenario;
 mod size;
 mod system;
 mod usage;
@@ -41,6 +42,8 @@ fn execute(command: Command) -> Result<(), Failure> {
     match command {
         Command::Chat(args) => commands::chat::chat(args),
         Command::Run(args) => commands::run::run(args),
+        Command::M3(args) => commands::m3::m3(*args),
+        Command::Plan(args) => commands::plan::plan(&args),
         Command::Score(args) => commands::score::score(args),
         Command::Perplexity(args) => commands::perplexity::perplexity(&args),
         Command::Inspect(args) => commands::inspect::inspect(&args),

@@ -154,7 +154,7 @@ pub fn mode(activations: Activations) -> Mode {
     }
 }
 
-fn generate(answer: AnswerArgs, args: SamplingArgs, raw: bool) -> Result<GenerateOptions, Failure> {
+pub fn generate(answer: AnswerArgs, args: SamplingArgs, raw: bool) -> Result<GenerateOptions, Failure> {
     let sampling = SamplingParams {
         temperature: args.temp,
         top_k: args.top_k,

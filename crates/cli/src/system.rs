@@ -50,6 +50,13 @@ impl System {
         Some((field("MemTotal")?, field("MemAvailable")?))
     }
 
+    /// The most memory that this process ever had, in bytes: what the system calls `VmHWM`.
+    pub fn peak_memory(&self) -> Option<u64> {
+        let text = self.read("proc/self/status")?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    }
+
     /// The caches, level by level.
     pub fn caches(&self) -> Vec<Cache> {
         let mut caches: Vec<(Cache, Vec<String>)> = Vec::new();

@@ -115,18 +115,18 @@ fn longest<'a>(requests: impl Iterator<Item = &'a Request>) -> Option<&'a Reques
     requests.min_by_key(|r| (std::cmp::Reverse(r.waited), r.id))
 }
 
-/// Most turns in a list.
-const MOST_TURNS: usize = 256;
+/// Most turns in a list: far enough ahead that what comes later makes no difference to who should be in memory now.
+pub const MOST_TURNS: usize = 128;
 
 /// The turns to come as (model, passes), if no request comes or ends before its time: first the rest of the running
 /// turn, if any is left, then the others in their order. A turn with nobody else waiting has all passes that are left.
 ///
-/// All turns to the end if they are few; otherwise one round, in which every model comes at least once, and the list is
-/// meant to repeat. A pass that has begun counts as made. How long a pass takes is not known here, so nobody gets late in a forecast who is not late already.
+/// All turns to the end, or the first [`MOST_TURNS`] of them: then ask again before they are over. Not one round to be
+/// repeated, since rounds differ where models have different numbers of requests. A pass that has begun counts as made.
+/// How long a pass takes is not known here, so nobody gets late in a forecast who is not late already.
 pub fn turns(view: &View<'_>, limits: &Limits) -> Vec<(u32, u32)> {
     let mut queues = queues(view, limits);
-    let mut unseen: Vec<u32> = queues.iter().map(|queue| queue.model).collect();
-    let (mut list, mut round) = (Vec::new(), None);
+    let mut list = Vec::new();
     let (mut running, mut clock) = (view.running, 0);
     while !queues.is_empty() && list.len() < MOST_TURNS {
         let alone = queues.len() == 1;
@@ -148,16 +148,9 @@ pub fn turns(view: &View<'_>, limits: &Limits) -> Vec<(u32, u32)> {
         let passes = u32::try_from(queue.spend(left, &mut clock)).unwrap_or(u32::MAX);
         list.push((queue.model, passes));
         running = Some(Running { model: queue.model, passes: u32::MAX });
-        unseen.retain(|&model| model != queue.model);
-        if unseen.is_empty() {
-            round.get_or_insert(list.len());
-        }
         if queues[at].waiting.is_empty() {
             queues.swap_remove(at);
         }
-    }
-    if !queues.is_empty() {
-        list.truncate(round.unwrap_or(MOST_TURNS));
     }
     list
 }

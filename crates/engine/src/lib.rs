@@ -26,6 +26,7 @@ mod loader;
 pub mod m3;
 pub mod model;
 pub mod sampler;
+pub mod scheduler;
 mod session;
 pub mod synth;
 mod threads;

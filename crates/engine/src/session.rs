@@ -231,6 +231,12 @@ impl Session {
         self.kv.shrink(self.tokens.len());
     }
 
+    /// Makes the session hold `len` tokens that were never computed: for plans, which want to know what a step costs there
+    /// and not what comes of it.
+    pub(crate) fn pretend(&mut self, len: usize) {
+        self.tokens.resize(len.min(self.context), 0);
+    }
+
     /// Makes the session hold exactly `prompt`, keeping what it shares with the tokens already there, and returns the
     /// logits after the last token. Computes at least the last token. Returns how many tokens were kept, too.
     ///
@@ -306,7 +312,7 @@ impl Session {
     }
 
     /// Makes room for a step of `tokens` tokens: activations, and the cache up to the last of them.
-    fn prepare(&mut self, threads: usize, tokens: usize) -> Result<(), EvalError> {
+    pub(crate) fn prepare(&mut self, threads: usize, tokens: usize) -> Result<(), EvalError> {
         let model = self.model.clone();
         let positions = self.tokens.len() + tokens;
         if let Some(tenancy) = &self.tenancy {

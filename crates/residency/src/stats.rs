@@ -50,6 +50,28 @@ impl Stats {
     }
 }
 
+impl Stats {
+    /// What was counted after `before`, an earlier copy of the same counters.
+    #[must_use]
+    pub fn since(&self, before: &Stats) -> Stats {
+        Stats {
+            hits: self.hits - before.hits,
+            prefetched: self.prefetched - before.prefetched,
+            late: self.late - before.late,
+            misses: self.misses - before.misses,
+            refused: self.refused - before.refused,
+            loads: self.loads - before.loads,
+            failed_loads: self.failed_loads - before.failed_loads,
+            bytes_loaded: self.bytes_loaded.saturating_sub(before.bytes_loaded),
+            evictions: self.evictions - before.evictions,
+            bytes_evicted: self.bytes_evicted.saturating_sub(before.bytes_evicted),
+            evictions_for_place: self.evictions_for_place - before.evictions_for_place,
+            load_time: self.load_time.saturating_sub(before.load_time),
+            stall: self.stall.saturating_sub(before.stall),
+        }
+    }
+}
+
 impl AddAssign for Stats {
     fn add_assign(&mut self, other: Stats) {
         self.hits += other.hits;
@@ -88,4 +110,31 @@ pub struct Event {
     pub took: Duration,
     /// Bytes that the ledger has given out at this moment, everything included.
     pub used: Bytes,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_counted_since_adds_up() {
+        let n = |k: u64| Stats {
+            hits: k,
+            prefetched: 2 * k,
+            late: 3 * k,
+            misses: 4 * k,
+            refused: 5 * k,
+            loads: 6 * k,
+            failed_loads: 7 * k,
+            bytes_loaded: Bytes(8 * k),
+            evictions: 9 * k,
+            bytes_evicted: Bytes(10 * k),
+            evictions_for_place: 11 * k,
+            load_time: Duration::from_nanos(12 * k),
+            stall: Duration::from_nanos(13 * k),
+        };
+        let mut sum = n(1);
+        sum += n(5);
+        assert_eq!((sum, n(6).since(&n(1))), (n(6), n(5)));
+    }
 }

@@ -3,7 +3,9 @@
 pub mod chat;
 pub mod info;
 pub mod inspect;
+pub mod m3;
 pub mod perplexity;
+pub mod plan;
 pub mod run;
 pub mod score;
 pub mod synth;

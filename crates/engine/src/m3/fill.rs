@@ -13,13 +13,14 @@ use super::cut::Piece;
 use super::source::{SECTOR, Source};
 use std::collections::VecDeque;
 use std::io;
+use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Reads that are under way at once: more gained nothing on the disks tried.
-const READERS: usize = 4;
+pub(super) const READERS: usize = 4;
 
 /// A part that is loading.
 pub(crate) struct Ticket<T> {
@@ -59,12 +60,39 @@ pub struct FillStats {
     pub disk_bytes: u64,
     /// Time during which at least one such read was under way.
     pub disk_time: Duration,
+    /// Time that steps spent on copying between two units, all workers at once.
+    pub shared_time: Duration,
+}
+
+impl FillStats {
+    /// What was read after `before`, an earlier copy.
+    #[must_use]
+    pub fn since(&self, before: &FillStats) -> FillStats {
+        FillStats {
+            cached_bytes: self.cached_bytes - before.cached_bytes,
+            cached_time: self.cached_time.saturating_sub(before.cached_time),
+            disk_bytes: self.disk_bytes - before.disk_bytes,
+            disk_time: self.disk_time.saturating_sub(before.disk_time),
+            shared_time: self.shared_time.saturating_sub(before.shared_time),
+        }
+    }
+}
+
+impl AddAssign for FillStats {
+    fn add_assign(&mut self, other: FillStats) {
+        self.cached_bytes += other.cached_bytes;
+        self.cached_time += other.cached_time;
+        self.disk_bytes += other.disk_bytes;
+        self.disk_time += other.disk_time;
+        self.shared_time += other.shared_time;
+    }
 }
 
 #[derive(Default)]
 struct Counters {
     cached_bytes: AtomicU64,
     cached_nanos: AtomicU64,
+    shared_nanos: AtomicU64,
 }
 
 struct State<T> {
@@ -183,6 +211,18 @@ impl<T: Send + Sync + 'static> Filler<T> {
         }
     }
 
+    /// [`Filler::help`] as worker `id` of a step.
+    pub fn share(&self, id: usize) {
+        if self.0.waiting.load(Acquire) == 0 {
+            return;
+        }
+        let start = Instant::now();
+        self.help();
+        if id == 0 {
+            self.0.counters.shared_nanos.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
+        }
+    }
+
     /// A part that is loaded, or has failed to.
     pub fn poll(&self) -> Option<Arc<Ticket<T>>> {
         lock(&self.0.state).done.pop_front()
@@ -217,6 +257,7 @@ impl<T: Send + Sync + 'static> Filler<T> {
             cached_time: Duration::from_nanos(self.0.counters.cached_nanos.load(Relaxed)),
             disk_bytes: state.disk_bytes,
             disk_time: state.disk_time + since,
+            shared_time: Duration::from_nanos(self.0.counters.shared_nanos.load(Relaxed)),
         }
     }
 

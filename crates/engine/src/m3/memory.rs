@@ -129,6 +129,9 @@ pub enum MemoryError {
         /// How many.
         sessions: usize,
     },
+    /// There is no budget that could be changed.
+    #[error("models are used where they lie in their files; start with a budget to be able to change it")]
+    Unbounded,
     /// A row of a matrix fits no block.
     #[error(transparent)]
     Row(#[from] RowTooBig),
@@ -140,6 +143,15 @@ pub enum MemoryError {
         /// Why.
         source: std::io::Error,
     },
+}
+
+impl MemoryError {
+    /// No model of that name among `known`.
+    pub(crate) fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> Self {
+        let known: Vec<&str> = known.map(String::as_str).collect();
+        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+        MemoryError::UnknownName { name: name.to_owned(), known }
+    }
 }
 
 /// A part came, went, or shrank. For traces and maps.
@@ -240,17 +252,36 @@ fn grid(budget: u64) -> Grid {
     Grid { block, align: if block >= BLOCK_WITH_SECTORS { SECTOR } else { 1 } }
 }
 
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Memory({:?})", self.0.options)
+    }
+}
+
 impl Memory {
     /// An empty memory. Takes addresses, and no memory yet.
     pub fn new(options: MemoryOptions) -> Result<Self, MemoryError> {
-        let grid = grid(options.budget);
-        let count = |budget: u64| usize::try_from(budget / grid.block as u64).unwrap_or(usize::MAX);
-        if count(options.budget) == 0 {
-            return Err(MemoryError::NoBudget { budget: options.budget, least: grid.block as u64 });
+        let least = SMALLEST_BLOCK as u64;
+        if options.budget < least {
+            return Err(MemoryError::NoBudget { budget: options.budget, least });
         }
-        let blocks = Blocks::new(grid.block, count(options.budget.saturating_mul(GROWTH)))
-            .or_else(|_| Blocks::new(grid.block, count(options.budget)))
+        let block = grid(options.budget).block;
+        let count = |budget: u64| usize::try_from(budget / block as u64).unwrap_or(usize::MAX);
+        let blocks = Blocks::new(block, count(options.budget.saturating_mul(GROWTH)))
+            .or_else(|_| Blocks::new(block, count(options.budget)))
             .map_err(|source| MemoryError::NoAddresses { budget: Bytes(options.budget), source })?;
+        Ok(Self::over(blocks, options))
+    }
+
+    /// A memory that loads nothing: for the question what fits.
+    pub(super) fn of_numbers(options: MemoryOptions) -> Result<Self, MemoryError> {
+        let blocks = Blocks::new(grid(options.budget).block, 1)
+            .map_err(|source| MemoryError::NoAddresses { budget: Bytes(options.budget), source })?;
+        Ok(Self::over(blocks, options))
+    }
+
+    fn over(blocks: Blocks, options: MemoryOptions) -> Self {
+        let grid = grid(options.budget);
         let blocks = Arc::new(blocks);
         let filler = Filler::new(Arc::clone(&blocks));
         let arena = Arena::new(Arc::clone(&blocks), filler.clone());
@@ -262,7 +293,7 @@ impl Memory {
             trace: None,
             block: grid.block as u64,
         };
-        Ok(Self(Arc::new(Shared { core: Mutex::new(core), filler, blocks, grid, options })))
+        Self(Arc::new(Shared { core: Mutex::new(core), filler, blocks, grid, options }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Core> {
@@ -549,9 +580,7 @@ fn least_session(model: &Model) -> Bytes {
 
 impl Core {
     fn unknown(&self, name: &str) -> MemoryError {
-        let known: Vec<&str> = self.names.keys().map(String::as_str).collect();
-        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-        MemoryError::UnknownName { name: name.to_owned(), known }
+        MemoryError::unknown(name, self.names.keys())
     }
 
     fn charge(&mut self, class: Class, bytes: Bytes) -> Result<Charge, MemoryError> {

@@ -179,7 +179,7 @@ impl Tenancy {
                 }
             }
             run(&|worker| {
-                memory.0.filler.help();
+                memory.0.filler.share(worker.id());
                 step.run(worker, &part.ops, which(i), Place::Image(part, &lease));
             });
             drop(lease);

@@ -1,0 +1,224 @@
+//! What is said when the run is over: the policy beside the baseline and the optimum, the memory beside the machine,
+//! what was predicted beside what was measured.
+
+use super::Asked;
+use super::show::{hit_rate, limit};
+use crate::output::{bytes, table};
+use crate::scenario::Scenario;
+use crate::system::System;
+use nexaquant_engine::m3::plan::Plan;
+use nexaquant_engine::m3::policy::belady::{Parts, Rule, optimum};
+use nexaquant_engine::m3::policy::{Lru, replay};
+use nexaquant_engine::m3::{Bytes, FillStats, Memory, MemoryRates, PolicyName};
+use nexaquant_engine::scheduler::Outcome;
+use serde_json::{Value, json};
+
+type Answered<'a> = (&'a Asked, &'a str, Outcome);
+
+pub struct Report<'a> {
+    scenario: &'a Scenario,
+    plan: &'a Plan,
+    rates: MemoryRates,
+    block: u64,
+    high_water: u64,
+    moved: u64,
+    /// For the same uses under the same budgets: LRU, and what no policy can go below, with the next part beside the
+    /// one in use and without. `None`: not computable.
+    lru: Option<u64>,
+    best_prefetch: Option<u64>,
+    best_plain: Option<u64>,
+    fill: FillStats,
+    peak_rss: Option<u64>,
+}
+
+impl<'a> Report<'a> {
+    pub fn new(scenario: &'a Scenario, memory: &Memory, plan: &'a Plan, rates: MemoryRates) -> Self {
+        let trace = memory.trace();
+        let rule = if scenario.memory.prefetch { Rule::Prefetch } else { Rule::Plain };
+        let block = Bytes(memory.block() as u64);
+        let lru = replay(&trace, Box::new(Lru), rule, block, &[]).ok().map(|stats| stats.bytes_loaded.0);
+        let best = |rule| optimum(&trace, rule, Parts::Paged).map(|bytes| bytes.0);
+        Self {
+            scenario,
+            plan,
+            rates,
+            block: block.0,
+            high_water: memory.books().high_water.0,
+            moved: memory.stats().bytes_loaded.0,
+            lru,
+            best_prefetch: best(Rule::Prefetch),
+            best_plain: best(Rule::Plain),
+            fill: memory.fill_stats(),
+            peak_rss: System::here().peak_memory(),
+        }
+    }
+
+    /// The bound under the rule that the run followed.
+    fn best(&self) -> Option<u64> {
+        if self.scenario.memory.prefetch { self.best_prefetch } else { self.best_plain }
+    }
+
+    fn policy(&self) -> &'static str {
+        match self.scenario.memory.policy {
+            PolicyName::TwoLevel => "two-level",
+            PolicyName::Lru => "lru",
+        }
+    }
+
+    /// Bytes a second that came from the page cache, a thread; from the disk.
+    fn fill_rates(&self) -> (Option<f64>, Option<f64>) {
+        let rate = |bytes: u64, seconds: f64| (bytes > 0 && seconds > 0.0).then(|| bytes as f64 / seconds);
+        (
+            rate(self.fill.cached_bytes, self.fill.cached_time.as_secs_f64()),
+            rate(self.fill.disk_bytes, self.fill.disk_time.as_secs_f64()),
+        )
+    }
+
+    pub fn as_text(&self, queries: &[Answered<'_>]) -> String {
+        let mut text = "\nBytes moved in\n".to_owned();
+        let row = |name: &str, moved: Option<u64>| {
+            let ratio = moved.zip(self.best()).map(|(m, b)| format!("{:.3}", m as f64 / b.max(1) as f64));
+            vec![
+                name.to_owned(),
+                moved.map_or_else(|| "not known".to_owned(), bytes),
+                ratio.unwrap_or_default(),
+            ]
+        };
+        let mut rows = vec![vec!["".to_owned(), "moved".to_owned(), "/ optimum".to_owned()]];
+        rows.push(row(&format!("{} (this run)", self.policy()), Some(self.moved)));
+        rows.push(row("lru, the same uses and budgets", self.lru));
+        rows.push(row("optimum, the next part beside the one in use", self.best_prefetch));
+        rows.push(row("optimum, only the one in use", self.best_plain));
+        text += &table(&rows, &[1, 2], "  ");
+
+        text += "\nMemory\n";
+        let mut rows: Vec<Vec<String>> = Vec::new();
+        let mut line = |name: &str, value: String| rows.push(vec![name.to_owned(), value]);
+        let budget = self.scenario.memory.budget;
+        line("ledger, high-water mark", format!("{} bytes of {budget}", self.high_water));
+        line("smallest budget that would do", format!("{} bytes", self.plan.smallest_budget));
+        if let Some(peak) = self.peak_rss {
+            let beyond = peak.saturating_sub(budget);
+            line("process, peak (VmHWM)", format!("{}, {} beyond the budget", bytes(peak), bytes(beyond)));
+        }
+        let rate = |r: f64| format!("{:.2} GB/s", r / 1e9);
+        let (cached, disk) = self.fill_rates();
+        let copy = self.rates.copy / self.threads();
+        if let Some(cached) = cached {
+            let share = 100.0 * cached / copy.max(1.0);
+            line(
+                "filling from the page cache, a thread",
+                format!("{}, {share:.0} % of copying memory ({})", rate(cached), rate(copy)),
+            );
+        }
+        if let Some(disk) = disk {
+            let plain = self.plan.models.iter().find(|model| !model.rate.cached);
+            let beside = plain.map(|model| {
+                let plain = model.rate.bytes_per_s;
+                format!(", {:.0} % of plain reads ({})", 100.0 * disk / plain, rate(plain))
+            });
+            line("filling from the disk", format!("{}{}", rate(disk), beside.unwrap_or_default()));
+        }
+        line("reading memory, all threads", rate(self.rates.read));
+        text += &table(&rows, &[], "  ");
+
+        text += "\nPredicted and measured\n";
+        let head = ["", "switch ms", "", "tokens/s", "", "moved a token", ""];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        rows.push(
+            ["model", "predicted", "measured", "predicted", "measured", "predicted", "measured"]
+                .map(str::to_owned)
+                .to_vec(),
+        );
+        for (_, model, outcome) in queries {
+            let Some(plan) = self.plan.models.iter().find(|plan| plan.name == *model) else { continue };
+            let stats = &outcome.generation.stats;
+            rows.push(vec![
+                (*model).to_owned(),
+                format!("{:.2}", plan.switch_time().as_secs_f64() * 1e3),
+                format!("{:.2}", outcome.service.first_token.as_secs_f64() * 1e3),
+                format!("{:.0}", plan.tokens_per_s()),
+                if stats.steps > 0 { format!("{:.0}", stats.tokens_per_s()) } else { "-".to_owned() },
+                bytes(plan.streamed_per_token()),
+                bytes(streamed_per_token(outcome)),
+            ]);
+        }
+        text += &table(&rows, &[1, 2, 3, 4, 5, 6], "  ");
+        text
+    }
+
+    fn threads(&self) -> f64 {
+        self.rates.threads.max(1) as f64
+    }
+
+    pub fn as_json(&self, queries: &[Answered<'_>], events: Vec<Value>) -> Value {
+        let (cached, disk) = self.fill_rates();
+        let query = |(asked, model, outcome): &Answered<'_>| {
+            let (generation, service) = (&outcome.generation, &outcome.service);
+            let stats = &generation.stats;
+            let plan = self.plan.models.iter().find(|plan| plan.name == *model);
+            json!({
+                "model": model,
+                "prompt": asked.text,
+                "prompt_tokens": asked.prompt.len(),
+                "text": generation.text,
+                "tokens": generation.tokens,
+                "finish": generation.finish.name(),
+                "waited_ms": service.waited.as_secs_f64() * 1e3,
+                "switch_ms": service.first_token.as_secs_f64() * 1e3,
+                "switch_page_in_ms": service.switch.page_in().as_secs_f64() * 1e3,
+                "switch_page_in_bytes": service.switch.residency.bytes_loaded.0,
+                "page_in_bytes": service.all.residency.bytes_loaded.0,
+                "page_in_ms": service.all.page_in().as_secs_f64() * 1e3,
+                "evicted_bytes": service.all.residency.bytes_evicted.0,
+                "hit_rate": hit_rate(outcome),
+                "passes": service.passes,
+                "turns": service.turns,
+                "tokens_per_s": if stats.steps > 0 { json!(stats.tokens_per_s()) } else { Value::Null },
+                "limited_by": limit(outcome),
+                "seed": generation.seed,
+                "predicted_switch_ms": plan.map(|p| p.switch_time().as_secs_f64() * 1e3),
+                "predicted_tokens_per_s": plan.map(nexaquant_engine::m3::plan::ModelPlan::tokens_per_s),
+            })
+        };
+        let model = |plan: &nexaquant_engine::m3::plan::ModelPlan| {
+            json!({
+                "name": plan.name,
+                "weight_bytes": plan.weight_bytes,
+                "block_bytes": plan.block_bytes,
+                "parts": plan.parts.iter().map(|part| json!({ "name": part.name, "bytes": part.bytes })).collect::<Vec<_>>(),
+            })
+        };
+        json!({
+            "budget_bytes": self.scenario.memory.budget,
+            "high_water_bytes": self.high_water,
+            "smallest_budget_bytes": self.plan.smallest_budget,
+            "block_bytes": self.block,
+            "policy": self.policy(),
+            "prefetch": self.scenario.memory.prefetch,
+            "turn": self.scenario.turn,
+            "bytes_moved": self.moved,
+            "lru_bytes": self.lru,
+            "optimum_bytes": self.best(),
+            "optimum_prefetch_bytes": self.best_prefetch,
+            "optimum_plain_bytes": self.best_plain,
+            "peak_rss_bytes": self.peak_rss,
+            "threads": self.rates.threads,
+            "fill_cached_bytes_per_s": cached,
+            "fill_disk_bytes_per_s": disk,
+            "copy_bytes_per_s": self.rates.copy / self.threads(),
+            "plain_read_bytes_per_s": self.plan.models.iter().find(|m| !m.rate.cached).map(|m| m.rate.bytes_per_s),
+            "memory_read_bytes_per_s": self.rates.read,
+            "models": self.plan.models.iter().map(model).collect::<Vec<_>>(),
+            "queries": queries.iter().map(query).collect::<Vec<_>>(),
+            "events": events,
+        })
+    }
+}
+
+/// Bytes that came in for each token after the first.
+fn streamed_per_token(outcome: &Outcome) -> u64 {
+    let service = &outcome.service;
+    let bytes = service.all.residency.bytes_loaded.0 - service.switch.residency.bytes_loaded.0;
+    bytes / (outcome.generation.stats.steps as u64).max(1)
+}

@@ -1,0 +1,317 @@
+//! What is printed while models answer: parts coming and going, the state of the budget, the answers.
+//!
+//! A terminal gets colours and a bar that stays under the last line; a pipe gets plain lines.
+
+use crate::args::Events;
+use crate::failure::Failure;
+use crate::output::{bytes, printable};
+use crate::scenario::Scenario;
+use nexaquant_engine::Model;
+use nexaquant_engine::m3::plan::Plan;
+use nexaquant_engine::m3::{Change, Memory, State};
+use nexaquant_engine::scheduler::Outcome;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap};
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+const DIM: &str = "\x1b[2m";
+const GREEN: &str = "\x1b[32m";
+const RED: &str = "\x1b[31m";
+const BOLD: &str = "\x1b[1m";
+const END: &str = "\x1b[0m";
+
+/// What happened to a part while its model answered.
+#[derive(Default)]
+struct Streamed {
+    loads: u32,
+    bytes: u64,
+    time: Duration,
+}
+
+pub struct Show {
+    silent: bool,
+    terminal: bool,
+    events: Events,
+    /// Bytes of a block, and of the budget.
+    block: u64,
+    budget: u64,
+    used: u64,
+    /// A bar stands under the last line.
+    bar: bool,
+    /// Before the first token of an answer.
+    switching: bool,
+    /// The last line is an answer's and goes on.
+    open: bool,
+    /// Bytes of a part in memory before the load or eviction under way.
+    before: HashMap<(String, u32), u64>,
+    /// By model and place: what came in after the first token.
+    streamed: BTreeMap<(String, u32), (String, Streamed)>,
+    recorded: Vec<Value>,
+}
+
+impl Show {
+    pub fn new(silent: bool, events: Events, block: u64) -> Self {
+        Self {
+            silent,
+            terminal: std::io::stdout().is_terminal(),
+            events,
+            block,
+            budget: 0,
+            used: 0,
+            bar: false,
+            switching: false,
+            open: false,
+            before: HashMap::new(),
+            streamed: BTreeMap::new(),
+            recorded: Vec::new(),
+        }
+    }
+
+    /// Every change of a part, for programs.
+    pub fn events(&mut self) -> Vec<Value> {
+        std::mem::take(&mut self.recorded)
+    }
+
+    /// Writes lines; the bar gives way and comes back.
+    fn print(&mut self, text: &str) -> Result<(), Failure> {
+        if self.silent {
+            return Ok(());
+        }
+        let mut out = anstream::stdout().lock();
+        let clear = if std::mem::take(&mut self.bar) { "\r\x1b[K" } else { "" };
+        let broken = |error| Failure::output(&error);
+        write!(out, "{clear}{text}").and_then(|()| out.flush()).map_err(broken)
+    }
+
+    fn draw_bar(&mut self) -> Result<(), Failure> {
+        if self.terminal && !self.open {
+            let bar = bar(self.used, self.budget);
+            self.print(&bar)?;
+            self.bar = true;
+        }
+        Ok(())
+    }
+
+    pub fn heading(
+        &mut self,
+        scenario: &Scenario,
+        models: &[(String, Model)],
+        plan: &Plan,
+        threads: usize,
+    ) -> Result<(), Failure> {
+        self.budget = scenario.memory.budget;
+        let total: u64 = plan.models.iter().map(|model| model.weight_bytes).sum();
+        let policy = format!("{:?}", scenario.memory.policy).to_lowercase().replace("twolevel", "two-level");
+        let mut text = format!(
+            "{BOLD}{} model{} with {} of weights under one budget of {}{END}: policy {policy}, {}, blocks of {}, \
+             {threads} thread{}\n",
+            models.len(),
+            if models.len() == 1 { "" } else { "s" },
+            bytes(total),
+            bytes(self.budget),
+            if scenario.memory.prefetch { "prefetch" } else { "no prefetch" },
+            bytes(self.block),
+            if threads == 1 { "" } else { "s" },
+        );
+        for (model, (_, loaded)) in plan.models.iter().zip(models) {
+            let path = loaded.file().path().display().to_string();
+            text += &format!(
+                "  {:8} {:>8} in {} parts  {DIM}{}{END}\n",
+                model.name,
+                bytes(model.weight_bytes),
+                model.parts.len(),
+                printable(&path, false)
+            );
+        }
+        self.print(&text)
+    }
+
+    /// A query is about to be submitted.
+    pub fn query(&mut self, i: usize, n: usize, model: &str, text: &str) -> Result<(), Failure> {
+        self.switching = true;
+        let text = printable(text, false);
+        self.print(&format!("\n{BOLD}{} of {n}: {model}{END} \"{text}\"\n", i + 1))?;
+        self.draw_bar()
+    }
+
+    /// A piece of an answer.
+    pub fn text(&mut self, text: &str, memory: &Memory) -> Result<(), Failure> {
+        if std::mem::take(&mut self.switching) {
+            self.used = memory.books().used().0;
+            let bar = bar(self.used, self.budget);
+            self.print(&format!("  {bar}\n"))?;
+            self.open = true;
+            let text = text.trim_start();
+            return self.print(&printable(text, true));
+        }
+        self.print(&printable(text, true))
+    }
+
+    /// An answer is whole.
+    pub fn answered(&mut self, outcome: &Outcome, memory: &Memory) -> Result<(), Failure> {
+        self.switching = false;
+        if std::mem::take(&mut self.open) {
+            self.print("\n")?;
+        }
+        self.used = memory.books().used().0;
+        let mut text = String::new();
+        if self.events != Events::All {
+            text += &streams(&self.streamed);
+        }
+        self.streamed.clear();
+        text += &format!("  {DIM}{}{END}\n", measured(outcome));
+        self.print(&text)
+    }
+
+    /// A part came, went, or shrank.
+    pub fn change(&mut self, change: Change) -> Result<(), Failure> {
+        self.used = change.used.0;
+        let key = (change.model.to_string(), change.index);
+        let kept = change.kept.0;
+        if matches!(change.to, State::Loading | State::Evicting) {
+            self.before.insert(key, kept);
+            return Ok(());
+        }
+        let (what, moved, colour) = match (change.from, change.to) {
+            (State::Loading, State::Cold | State::Partial) => ("failed", 0, RED),
+            (State::Loading, _) => {
+                ("page in", kept - self.before.get(&key).copied().unwrap_or(0).min(kept), GREEN)
+            }
+            (State::Evicting, _) => {
+                ("evict", self.before.get(&key).map_or(0, |b| b.saturating_sub(kept)), RED)
+            }
+            _ => return Ok(()),
+        };
+        if self.silent {
+            self.recorded.push(json!({
+                "at_ms": change.at.as_secs_f64() * 1e3,
+                "event": what.replace(' ', "_"),
+                "model": &*change.model,
+                "part": change.part,
+                "index": change.index,
+                "bytes": moved,
+                "kept_bytes": kept,
+                "part_bytes": change.bytes.0,
+                "us": change.took.as_secs_f64() * 1e6,
+                "used_bytes": change.used.0,
+            }));
+            return Ok(());
+        }
+        let during_answer = !self.switching;
+        if during_answer && what == "page in" {
+            let (_, streamed) =
+                self.streamed.entry(key).or_insert_with(|| (change.part.clone(), Streamed::default()));
+            streamed.loads += 1;
+            streamed.bytes += moved;
+            streamed.time += change.took;
+        }
+        let shown = match self.events {
+            Events::All => true,
+            Events::Switch => !during_answer,
+            Events::None => false,
+        };
+        if !shown {
+            return Ok(());
+        }
+        if std::mem::take(&mut self.open) {
+            self.print("\n")?;
+        }
+        let part = format!("{} {}", change.model, change.part);
+        let part = printable(&part, false).into_owned();
+        let line = format!(
+            "  {colour}{what:8}{END}{part:24}{:>8}{:>10.1} us\n",
+            bytes(moved),
+            change.took.as_secs_f64() * 1e6
+        );
+        self.print(&line)?;
+        self.draw_bar()
+    }
+}
+
+/// `[####    ] 40.0% (4.0 MB / 10.0 MB)`.
+pub fn bar(used: u64, budget: u64) -> String {
+    const WIDTH: u64 = 32;
+    let share = used as f64 / budget.max(1) as f64;
+    let full = ((share * WIDTH as f64).round() as usize).min(WIDTH as usize);
+    let mega = |n: u64| format!("{:.1} MB", n as f64 / 1e6);
+    format!(
+        "[{}{}] {:.1}% ({} / {})",
+        "#".repeat(full),
+        " ".repeat(WIDTH as usize - full),
+        share * 100.0,
+        mega(used),
+        mega(budget)
+    )
+}
+
+/// The parts that came in again and again while a model answered: the ring. The others stayed.
+fn streams(streamed: &BTreeMap<(String, u32), (String, Streamed)>) -> String {
+    let mut text = String::new();
+    for ((model, _), (part, s)) in streamed {
+        let each = s.time.as_secs_f64() * 1e6 / f64::from(s.loads.max(1));
+        text += &format!(
+            "  {DIM}streamed {:24}{:>8} in {:4} loads of {each:.1} us{END}\n",
+            format!("{model} {part}"),
+            bytes(s.bytes),
+            s.loads
+        );
+    }
+    text
+}
+
+/// The measured line of a query.
+pub fn measured(outcome: &Outcome) -> String {
+    let (service, stats) = (&outcome.service, &outcome.generation.stats);
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    let mut text = format!(
+        "switch {:.2} ms, {:.2} ms of it page-in of {}",
+        ms(service.first_token),
+        ms(service.switch.page_in()),
+        bytes(service.switch.residency.bytes_loaded.0),
+    );
+    let all = &service.all.residency;
+    text +=
+        &format!(" | {} moved in, hit rate {:.0} %", bytes(all.bytes_loaded.0), 100.0 * hit_rate(outcome));
+    if stats.steps > 0 {
+        text += &format!(
+            " | {} tokens, {:.1} tokens/s, limited by {}",
+            stats.tokens,
+            stats.tokens_per_s(),
+            limit(outcome)
+        );
+    }
+    text
+}
+
+/// Uses of parts that were in memory since their last use, among all uses.
+pub fn hit_rate(outcome: &Outcome) -> f64 {
+    outcome.service.all.residency.hit_rate()
+}
+
+/// What took most of the time after the first token.
+pub fn limit(outcome: &Outcome) -> String {
+    let service = &outcome.service;
+    let page_in = service.all.page_in().saturating_sub(service.switch.page_in());
+    let time = outcome.generation.stats.generate_time;
+    let share = page_in.as_secs_f64() / time.as_secs_f64().max(1e-9);
+    let disk = service.all.fill.disk_bytes > service.switch.fill.disk_bytes;
+    let what = match (share > 0.5, disk) {
+        (true, true) => "reading from the disk",
+        (true, false) => "copying from the page cache",
+        (false, _) => "computing",
+    };
+    format!("{what} (page-in {:.0} % of the time)", 100.0 * share.min(1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bar;
+
+    #[test]
+    fn the_bar_is_as_announced() {
+        assert_eq!(bar(4_000_000, 10_000_000), "[#############                   ] 40.0% (4.0 MB / 10.0 MB)");
+        assert_eq!(bar(0, 0), "[                                ] 0.0% (0.0 MB / 0.0 MB)");
+        assert_eq!(bar(10, 10), "[################################] 100.0% (0.0 MB / 0.0 MB)");
+    }
+}

@@ -1,0 +1,370 @@
+//! What models under a budget will do, without loading them: who stays in memory, what streams, how fast it will be.
+//!
+//! A plan is a rehearsal. The models get places in a real memory with the budget asked for, sessions pay for real caches
+//! and buffers, and turns are taken as the scheduler would; only the bytes are not read. So what is resident, what is
+//! moved and what is refused is not estimated: it is what the same code does. The steps are computed for real, on
+//! weights that are zeros, which takes the time it will take. What reading takes is measured on a sample of each file.
+
+use super::Pin;
+use super::fill::READERS;
+use super::memory::{Memory, MemoryError, MemoryOptions};
+use super::placed::Placed;
+use super::source::{SECTOR, Source, source};
+use crate::loader::Model;
+use crate::session::{EvalError, Session, SessionError, SessionOptions};
+use crate::threads::{Pool, Worker};
+use memmap2::MmapOptions;
+use std::io::Result as IoResult;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
+use std::time::{Duration, Instant};
+
+/// A model of a plan.
+#[derive(Clone, Debug)]
+pub struct Role {
+    /// Its name.
+    pub name: String,
+    /// The model.
+    pub model: Model,
+    /// What of it is to stay.
+    pub pin: Pin,
+    /// Tokens of its prompt.
+    pub prompt: usize,
+}
+
+/// What is planned.
+#[derive(Clone, Copy, Debug)]
+pub struct Rehearsal {
+    /// The memory.
+    pub memory: MemoryOptions,
+    /// How sessions are opened.
+    pub session: SessionOptions,
+    /// Positions that the cache holds before the prompt: a long conversation leaves less room to weights.
+    pub filled: usize,
+    /// Tokens of an answer, which are one turn.
+    pub answer: usize,
+}
+
+/// How fast a file's bytes come in.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadRate {
+    /// Bytes a second, with all workers copying, or with a queue of reads where a disk has to be waited for.
+    pub bytes_per_s: f64,
+    /// They were in the page cache.
+    pub cached: bool,
+    /// Bytes of the sample.
+    pub sample: u64,
+}
+
+/// Forward passes of one kind.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Passes {
+    /// Bytes that come in, all passes together.
+    pub bytes: u64,
+    /// Time of computing, all passes together.
+    pub compute: Duration,
+    /// How many.
+    pub passes: u32,
+}
+
+/// One part at the end of a model's turn.
+#[derive(Clone, Debug)]
+pub struct PlannedPart {
+    /// `layer 3`.
+    pub name: String,
+    /// Its size in blocks.
+    pub bytes: u64,
+    /// Of that, in memory.
+    pub kept: u64,
+}
+
+/// What one model will do.
+#[derive(Clone, Debug)]
+pub struct ModelPlan {
+    /// Its name.
+    pub name: String,
+    /// Bytes of weights that a token reads.
+    pub weight_bytes: u64,
+    /// Bytes of its parts in blocks.
+    pub block_bytes: u64,
+    /// Bytes that its session pays at the end of an answer: cache and buffers.
+    pub session_bytes: u64,
+    /// Who is in memory when its turn ends.
+    pub parts: Vec<PlannedPart>,
+    /// The prompt, coming from the other models' turns (or from nothing, if it is alone).
+    pub prompt: Passes,
+    /// The tokens after the first one.
+    pub tokens: Passes,
+    /// How fast its file can be read.
+    pub rate: ReadRate,
+}
+
+impl ModelPlan {
+    /// Time of passes: bytes in the page cache are copied by the cores that compute, so that adds up; a disk works beside
+    /// them.
+    fn time(&self, passes: &Passes) -> Duration {
+        let read = Duration::from_secs_f64(passes.bytes as f64 / self.rate.bytes_per_s);
+        if self.rate.cached { passes.compute + read } else { passes.compute.max(read) }
+    }
+
+    /// From the request to the first token.
+    pub fn switch_time(&self) -> Duration {
+        self.time(&self.prompt)
+    }
+
+    /// Of that, what bringing weights in takes.
+    pub fn page_in_time(&self) -> Duration {
+        Duration::from_secs_f64(self.prompt.bytes as f64 / self.rate.bytes_per_s)
+    }
+
+    /// Tokens a second after the first.
+    pub fn tokens_per_s(&self) -> f64 {
+        let time = self.time(&self.tokens).as_secs_f64();
+        if time > 0.0 { f64::from(self.tokens.passes) / time } else { 0.0 }
+    }
+
+    /// Bytes that come in for a token.
+    pub fn streamed_per_token(&self) -> u64 {
+        self.tokens.bytes / u64::from(self.tokens.passes.max(1))
+    }
+
+    /// Bytes of its parts that are in memory when its turn ends.
+    pub fn resident_bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.kept).sum()
+    }
+
+    /// What takes most of a token's time.
+    pub fn limited_by(&self) -> &'static str {
+        let read = self.tokens.bytes as f64 / self.rate.bytes_per_s;
+        match (read > self.tokens.compute.as_secs_f64(), self.rate.cached) {
+            (true, true) => "copying weights from the page cache",
+            (true, false) => "reading weights from the disk",
+            (false, _) => "computing",
+        }
+    }
+}
+
+/// What a budget will do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// In the order given.
+    pub models: Vec<ModelPlan>,
+    /// The most that the ledger gave out.
+    pub high_water: u64,
+    /// The smallest budget that would have done.
+    pub smallest_budget: u64,
+}
+
+/// Why there is no plan: what the run itself would say.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// The memory refuses.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// A session cannot be opened.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// A step has no room.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
+    /// A sample of a file cannot be read.
+    #[error("{path}: {source}")]
+    Sample {
+        /// The file.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Bytes that are nowhere: what it reads is memory that has been touched, with zeros in it, since blocks begin as zeros
+/// and nobody ever writes anything else.
+struct Nothing;
+
+impl Source for Nothing {
+    fn read(&self, _: u64, to: &mut [u8]) -> IoResult<()> {
+        // A page that was never written is one that all share, which the cache would hold as one.
+        to.iter_mut().step_by(4096).for_each(|byte| *byte = 0);
+        Ok(())
+    }
+}
+
+/// Tokens of the answer that are timed; the others cost the same.
+const TIMED: usize = 16;
+/// The first tokens after a prompt are not timed: what the prompt's buffers displaced comes back.
+const SETTLING: usize = 2;
+
+/// Rehearses: every model in turn answers once, twice over, and the second time counts.
+///
+/// # Errors
+/// What a run would be refused with.
+pub fn plan(roles: &[Role], rehearsal: &Rehearsal, pool: &mut Pool) -> Result<Plan, PlanError> {
+    let memory = Memory::new(rehearsal.memory)?;
+    let mut rates = Vec::new();
+    let mut placed = Vec::new();
+    for role in roles {
+        rates.push(read_rate(&role.model, rehearsal.memory, pool)?);
+        placed.push(memory.add_from(&role.name, &role.model, Arc::new(Nothing))?);
+    }
+    for (role, place) in roles.iter().zip(&placed) {
+        memory.pin(&role.name, role.pin)?;
+        place.load(role.pin)?;
+    }
+    let answer = rehearsal.answer.min(SETTLING + TIMED);
+    let mut plans: Vec<ModelPlan> = Vec::new();
+    let rounds = if roles.len() > 1 { 2 } else { 1 };
+    for round in 0..rounds {
+        for (i, (role, place)) in roles.iter().zip(&placed).enumerate() {
+            let mut session = Session::placed(place, pool, rehearsal.session)?;
+            let passes = (role.prompt.div_ceil(session.batch()) + answer) as u32;
+            let queue: Vec<(Placed, u32)> =
+                (0..placed.len()).map(|k| (placed[(i + k) % placed.len()].clone(), passes)).collect();
+            memory.expect(&queue);
+            session.pretend(rehearsal.filled.min(session.context().saturating_sub(role.prompt + answer)));
+            let tokens = vec![0; role.prompt.max(1)];
+            let (head, last) = tokens.split_at((tokens.len() - 1) / session.batch() * session.batch());
+            let prompt = measure(&memory, || -> Result<(), EvalError> {
+                session.extend(pool, head)?;
+                session.eval(pool, last).map(|_| ())
+            })?;
+            let mut later: Vec<Passes> = Vec::new();
+            for _ in 0..answer {
+                later.push(measure(&memory, || session.eval(pool, &[0]).map(|_| ()))?);
+            }
+            if round + 1 == rounds {
+                let status = memory.status().into_iter().find(|m| m.names.contains(&role.name));
+                plans.push(ModelPlan {
+                    name: role.name.clone(),
+                    weight_bytes: role.model.weight_bytes_per_token(),
+                    block_bytes: place.parts().map(|(_, _, bytes)| bytes).sum(),
+                    session_bytes: session.bytes() as u64,
+                    parts: status.map_or_else(Vec::new, |m| m.units.into_iter().map(part).collect()),
+                    prompt,
+                    tokens: typical(&later[if answer > SETTLING { SETTLING } else { 0 }..]),
+                    rate: rates[i],
+                });
+            }
+        }
+    }
+    let high_water = memory.books().high_water.0;
+    drop((placed, memory));
+    Ok(Plan { models: plans, high_water, smallest_budget: smallest(roles, rehearsal, pool) })
+}
+
+/// All bytes, and as much time as if every pass took the median: the first few try whether one thread would be faster,
+/// and other programs may come between.
+fn typical(passes: &[Passes]) -> Passes {
+    let mut times: Vec<Duration> = passes.iter().map(|pass| pass.compute).collect();
+    times.sort_unstable();
+    let n = passes.len() as u32;
+    Passes {
+        bytes: passes.iter().map(|pass| pass.bytes).sum(),
+        compute: times.get(times.len() / 2).copied().unwrap_or_default() * n,
+        passes: n,
+    }
+}
+
+/// The smallest budget, to 4 KiB, under which each of the models can answer while the others have their places.
+fn smallest(roles: &[Role], rehearsal: &Rehearsal, pool: &Pool) -> u64 {
+    let (mut low, mut high) = (0, 1u64 << 50);
+    while high - low > 4096 {
+        let middle = low.midpoint(high);
+        match fits(roles, rehearsal, middle, pool) {
+            Ok(()) => high = middle,
+            Err(_) => low = middle,
+        }
+    }
+    high
+}
+
+/// Whether everything can be paid for; nothing is loaded for that, since a part that can be loaded will be
+/// (`nexaquant_residency::Pool`, invariant 3).
+fn fits(roles: &[Role], rehearsal: &Rehearsal, budget: u64, pool: &Pool) -> Result<(), PlanError> {
+    let memory = Memory::of_numbers(MemoryOptions { budget, ..rehearsal.memory })?;
+    let places: Result<Vec<Placed>, MemoryError> = roles
+        .iter()
+        .map(|role| {
+            let place = memory.add_from(&role.name, &role.model, Arc::new(Nothing))?;
+            memory.pin(&role.name, role.pin)?;
+            Ok(place)
+        })
+        .collect();
+    for (place, role) in places?.iter().zip(roles) {
+        let mut session = Session::placed(place, pool, rehearsal.session)?;
+        let end = rehearsal.filled + role.prompt + rehearsal.answer;
+        session.pretend(end.saturating_sub(1).min(session.context() - 1));
+        session.prepare(pool.threads(), 1)?;
+        session.pretend(0);
+        session.prepare(pool.threads(), session.batch().min(role.prompt.max(1)))?;
+    }
+    Ok(())
+}
+
+fn part(unit: super::UnitStatus) -> PlannedPart {
+    PlannedPart { name: unit.name, bytes: unit.bytes.0, kept: unit.kept.0 }
+}
+
+/// What `work` moves and takes. Its loads take next to nothing, since nothing is read.
+fn measure<E>(memory: &Memory, work: impl FnOnce() -> Result<(), E>) -> Result<Passes, E> {
+    let (before, start) = (memory.stats().bytes_loaded.0, Instant::now());
+    work()?;
+    let compute = start.elapsed();
+    Ok(Passes { bytes: memory.stats().bytes_loaded.0 - before, compute, passes: 1 })
+}
+
+/// Bytes of a sample, at most, and how long it may take.
+const SAMPLE: u64 = 128 << 20;
+const SAMPLE_TIME: Duration = Duration::from_millis(300);
+
+/// How fast the weights of `model` can be read, from where they are now.
+fn read_rate(model: &Model, options: MemoryOptions, pool: &mut Pool) -> Result<ReadRate, PlanError> {
+    let fail = |source| PlanError::Sample { path: model.file().path().display().to_string(), source };
+    let source = source(model.file(), options.io, true).map_err(fail)?;
+    let size = model.file().bytes().len() as u64;
+    let piece = (size / 64).clamp(SECTOR as u64, 1 << 20).next_multiple_of(SECTOR as u64);
+    let pieces = size.div_ceil(piece).min(SAMPLE / piece);
+    let mut probe = vec![0; size.min(64) as usize];
+    let cached = source.read_cached(0, &mut probe).map_err(fail)?
+        && source
+            .read_cached(size / 2 - size / 2 % 64, &mut probe[..(size / 2).min(64) as usize])
+            .map_err(fail)?;
+    let (next, done, failed) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let read = |start: Instant| {
+        // Pages, so that they lie as blocks do.
+        let buffer = MmapOptions::new().len(2 << 20).map_anon();
+        let Ok(mut buffer) = buffer else { return failed.store(true, Relaxed) };
+        buffer.fill(0);
+        loop {
+            let i = next.fetch_add(1, Relaxed);
+            if i >= pieces || failed.load(Relaxed) || start.elapsed() > SAMPLE_TIME {
+                return;
+            }
+            let (offset, len) = (i * piece, piece.min(size - i * piece) as usize);
+            let result = if cached {
+                source.read(offset, &mut buffer[..len])
+            } else {
+                source.read_far(offset, &mut buffer, 0, len)
+            };
+            match result {
+                Ok(()) => drop(done.fetch_add(len as u64, Relaxed)),
+                Err(_) => failed.store(true, Relaxed),
+            }
+        }
+    };
+    let start = Instant::now();
+    if cached {
+        pool.run(|_: &Worker<'_>| read(start));
+    } else {
+        std::thread::scope(|scope| {
+            for _ in 0..READERS {
+                scope.spawn(|| read(start));
+            }
+        });
+    }
+    let (sample, time) = (done.load(Relaxed), start.elapsed().as_secs_f64());
+    if sample == 0 {
+        return Err(fail(std::io::ErrorKind::UnexpectedEof.into()));
+    }
+    Ok(ReadRate { bytes_per_s: sample as f64 / time.max(1e-9), cached, sample })
+}
