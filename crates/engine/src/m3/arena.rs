@@ -8,7 +8,7 @@
 #![allow(unsafe_code)]
 
 use super::blocks::{Blocks, Image};
-use super::cut::{Part, Piece};
+use super::cut::Part;
 use super::fill::Filler;
 use super::source::Source;
 use nexaquant_residency::{Bytes, Finished, ModelId, Reason, Started, Store, UnitId};
@@ -124,13 +124,15 @@ impl Store for Arena {
         let known = self.models.get(&unit.model).ok_or("the model is not known to the store")?;
         let part = known.parts.get(unit.index as usize).ok_or("the model has no such part")?;
         let before = (missing.start / self.memory.block() as u64) as u32;
-        let pieces: Vec<Piece> = part.pieces.iter().filter(|p| p.block >= before).cloned().collect();
-        let (source, n) = (Arc::clone(&known.source), part.blocks - before);
+        let (parts, source) = (Arc::clone(&known.parts), Arc::clone(&known.source));
+        let n = part.blocks - before;
         let Some(blocks) = self.take(n as usize) else { return Ok(Started::NoPlace) };
         let held = self.held.entry(unit).or_insert_with(|| Held { blocks: Vec::new(), before: 0 });
         held.before = held.blocks.len();
         held.blocks.extend(blocks);
-        self.filler.start(unit, &source, pieces, &held.blocks);
+        let pieces = &parts[unit.index as usize].pieces;
+        let from = pieces.partition_point(|piece| piece.block < before);
+        self.filler.start(unit, &source, &pieces[from..], &held.blocks);
         Ok(Started::Pending)
     }
 

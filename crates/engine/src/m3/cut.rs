@@ -135,15 +135,12 @@ pub(crate) fn cut(
     Ok(parts)
 }
 
-/// Blocks of the largest layer if none is cut; at least 1.
-pub(crate) fn largest_layer(
-    arch: &Architecture,
-    weights: &WeightTable,
-    grid: Grid,
-) -> Result<u32, RowTooBig> {
+/// Blocks of the largest layer if none is cut, at least 1, and of everything.
+pub(crate) fn sizes(arch: &Architecture, weights: &WeightTable, grid: Grid) -> Result<(u32, u64), RowTooBig> {
     let parts = cut(arch, weights, grid, u32::MAX)?;
     let layers = parts.split_last().map_or(&[][..], |(_head, layers)| layers);
-    Ok(layers.iter().map(|part| part.blocks).max().unwrap_or(1).max(1))
+    let largest = layers.iter().map(|part| part.blocks).max().unwrap_or(1).max(1);
+    Ok((largest, parts.iter().map(|part| u64::from(part.blocks)).sum()))
 }
 
 struct Cutter<'a> {

@@ -12,7 +12,7 @@ use super::blocks::Blocks;
 use super::cut::Piece;
 use super::source::{SECTOR, Source};
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -40,8 +40,19 @@ impl<T> Ticket<T> {
     }
 }
 
-/// One piece on its way into its block.
+/// Bytes of a file, one behind another, on their way into blocks.
 struct Job<T> {
+    ticket: Arc<Ticket<T>>,
+    source: Arc<dyn Source>,
+    /// Each with its block's place in memory.
+    pieces: Vec<(Piece, u32)>,
+}
+
+/// Bytes that one job reads, about: enough that asking for them costs little, and several jobs a part.
+pub(super) const JOB: usize = 128 << 10;
+
+/// One piece that has to wait for a disk.
+struct Far<T> {
     ticket: Arc<Ticket<T>>,
     source: Arc<dyn Source>,
     piece: Piece,
@@ -99,7 +110,7 @@ struct State<T> {
     /// Not looked at yet.
     near: VecDeque<Job<T>>,
     /// Not in the page cache.
-    far: VecDeque<Job<T>>,
+    far: VecDeque<Far<T>>,
     /// Jobs of `far` and those that readers are at.
     far_open: usize,
     far_since: Option<Instant>,
@@ -166,20 +177,35 @@ impl<T: Send + Sync + 'static> Filler<T> {
     /// Takes on a part: `pieces` from `source` into `blocks`, each counted from the first of them.
     ///
     /// The caller leaves the blocks alone until the ticket is done.
-    pub fn start(&self, tag: T, source: &Arc<dyn Source>, pieces: Vec<Piece>, blocks: &[u32]) {
-        let missing = AtomicU32::new(pieces.len() as u32);
+    pub fn start(&self, tag: T, source: &Arc<dyn Source>, pieces: &[Piece], blocks: &[u32]) {
+        let mut jobs: Vec<Vec<(Piece, u32)>> = Vec::new();
+        let mut open: Option<(u64, usize)> = None;
+        for piece in pieces {
+            let end = piece.offset + piece.len as u64;
+            let placed = (piece.clone(), blocks[piece.block as usize]);
+            match (open, jobs.last_mut()) {
+                (Some((at, bytes)), Some(job)) if at == piece.offset && bytes + piece.len <= JOB => {
+                    job.push(placed);
+                    open = Some((end, bytes + piece.len));
+                }
+                _ => {
+                    jobs.push(vec![placed]);
+                    open = Some((end, piece.len));
+                }
+            }
+        }
+        let missing = AtomicU32::new(jobs.len() as u32);
         let (began, took, failure) = (OnceLock::new(), OnceLock::new(), Mutex::new(None));
         let ticket = Arc::new(Ticket { tag, missing, began, took, failure });
         let mut state = lock(&self.0.state);
-        if pieces.is_empty() {
+        if jobs.is_empty() {
             state.done.push_back(ticket);
             return;
         }
         state.open += 1;
-        for piece in pieces {
-            let block = blocks[piece.block as usize];
+        for pieces in jobs {
             let (ticket, source) = (Arc::clone(&ticket), Arc::clone(source));
-            state.near.push_back(Job { ticket, source, piece, block });
+            state.near.push_back(Job { ticket, source, pieces });
         }
         self.0.waiting.store(state.near.len() as u32, Release);
     }
@@ -196,17 +222,23 @@ impl<T: Send + Sync + 'static> Filler<T> {
             let Some(job) = job else { return };
             let start = Instant::now();
             let _ = job.ticket.began.set(start);
-            let range = job.piece.at..job.piece.at + job.piece.len;
-            // SAFETY: the job's own bytes, by `start`.
-            let to = unsafe { self.0.memory.write(job.block, range) };
-            match job.source.read_cached(job.piece.offset, to) {
+            let mut to: Vec<IoSliceMut<'_>> = job
+                .pieces
+                .iter()
+                .map(|(piece, block)| {
+                    // SAFETY: the job's own bytes, by `start`.
+                    IoSliceMut::new(unsafe { self.0.memory.write(*block, piece.at..piece.at + piece.len) })
+                })
+                .collect();
+            let bytes: usize = to.iter().map(|slice| slice.len()).sum();
+            match job.source.read_cached(job.pieces[0].0.offset, &mut to) {
                 Ok(true) => {
-                    self.0.counters.cached_bytes.fetch_add(job.piece.len as u64, Relaxed);
+                    self.0.counters.cached_bytes.fetch_add(bytes as u64, Relaxed);
                     self.0.counters.cached_nanos.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
-                    self.end(&job, Ok(()));
+                    self.end(&job.ticket, Ok(()));
                 }
                 Ok(false) => self.hand_over(job),
-                Err(error) => self.end(&job, Err(error)),
+                Err(error) => self.end(&job.ticket, Err(error)),
             }
         }
     }
@@ -274,8 +306,16 @@ impl<T: Send + Sync + 'static> Filler<T> {
         }
     }
 
-    /// The job has to wait for a disk: readers do that, or the caller where there can be none.
+    /// The job has to wait for a disk: readers do that, piece by piece, or the caller where there can be none.
     fn hand_over(&self, job: Job<T>) {
+        let Job { ticket, source, pieces } = job;
+        ticket.missing.fetch_add(pieces.len() as u32 - 1, AcqRel);
+        let far = pieces.into_iter().map(|(piece, block)| Far {
+            ticket: Arc::clone(&ticket),
+            source: Arc::clone(&source),
+            piece,
+            block,
+        });
         let mut state = lock(&self.0.state);
         while state.readers.len() < READERS && !state.quit {
             let queue = self.clone();
@@ -288,13 +328,13 @@ impl<T: Send + Sync + 'static> Filler<T> {
         if state.far_open == 0 {
             state.far_since = Some(Instant::now());
         }
-        state.far_open += 1;
+        state.far_open += far.len();
         if state.readers.is_empty() {
             drop(state);
-            self.do_far(&job);
+            far.for_each(|job| self.do_far(&job));
         } else {
-            state.far.push_back(job);
-            self.0.work.notify_one();
+            state.far.extend(far);
+            self.0.work.notify_all();
         }
     }
 
@@ -317,7 +357,7 @@ impl<T: Send + Sync + 'static> Filler<T> {
         }
     }
 
-    fn do_far(&self, job: &Job<T>) {
+    fn do_far(&self, job: &Far<T>) {
         let Piece { offset, len, at, .. } = job.piece;
         // The cut leaves a piece the room of the sectors around it where sources take them.
         let before = (offset % SECTOR as u64) as usize;
@@ -338,19 +378,19 @@ impl<T: Send + Sync + 'static> Filler<T> {
             state.disk_time += since.map_or(Duration::ZERO, |since| since.elapsed());
         }
         drop(state);
-        self.end(job, result);
+        self.end(&job.ticket, result);
     }
 
-    fn end(&self, job: &Job<T>, result: io::Result<()>) {
+    fn end(&self, ticket: &Arc<Ticket<T>>, result: io::Result<()>) {
         if let Err(error) = result {
-            lock(&job.ticket.failure).get_or_insert(error);
+            lock(&ticket.failure).get_or_insert(error);
         }
-        if job.ticket.missing.fetch_sub(1, AcqRel) == 1 {
-            let took = job.ticket.began.get().map_or(Duration::ZERO, Instant::elapsed);
-            let _ = job.ticket.took.set(took);
+        if ticket.missing.fetch_sub(1, AcqRel) == 1 {
+            let took = ticket.began.get().map_or(Duration::ZERO, Instant::elapsed);
+            let _ = ticket.took.set(took);
             let mut state = lock(&self.0.state);
             state.open -= 1;
-            state.done.push_back(Arc::clone(&job.ticket));
+            state.done.push_back(Arc::clone(ticket));
             drop(state);
             self.0.finished.notify_all();
         }

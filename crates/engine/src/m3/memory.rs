@@ -5,7 +5,7 @@
 
 use super::arena::Arena;
 use super::blocks::Blocks;
-use super::cut::{Grid, Part, RowTooBig, cut, largest_layer};
+use super::cut::{Grid, Part, RowTooBig, cut, sizes};
 use super::fill::{FillStats, Filler};
 use super::placed::{Placed, Resident};
 use super::source::{Io, SECTOR, Source, source};
@@ -221,7 +221,8 @@ pub(super) struct Shared {
 
 struct Core {
     pool: Pool<Arena>,
-    names: BTreeMap<String, Placed>,
+    /// Not [`Placed`], which holds the memory.
+    names: BTreeMap<String, Arc<Resident>>,
     /// What a part is called, for those who watch.
     labels: Arc<Mutex<HashMap<ModelId, Label>>>,
     /// Small vectors of all models, which stay.
@@ -243,6 +244,8 @@ const LARGEST_BLOCK: usize = 1 << 20;
 const BLOCKS: u64 = 512;
 /// From this size of block on, the sectors around a piece are a small part of it, and files can be read past the page cache.
 const BLOCK_WITH_SECTORS: usize = 256 << 10;
+/// Parts of a model, about, at most.
+const MOST_PARTS: u64 = 4096;
 /// A budget may grow by this factor while it is in use.
 const GROWTH: u64 = 8;
 
@@ -323,22 +326,23 @@ impl Memory {
         if core.names.contains_key(name) {
             return Err(MemoryError::NameTaken { name: name.to_owned() });
         }
-        let same = |placed: &&Placed| placed.model().same(model);
-        if let Some(placed) = core.names.values().find(same).cloned() {
-            core.names.insert(name.to_owned(), placed.clone());
-            return Ok(placed);
+        let same = |resident: &&Arc<Resident>| resident.model.same(model);
+        if let Some(resident) = core.names.values().find(same).cloned() {
+            core.names.insert(name.to_owned(), Arc::clone(&resident));
+            return Ok(Placed::new(self.clone(), resident));
         }
         let weights = model.weights();
         let mut fixed = core.charge(Class::Weights, Bytes(weights.vector_bytes()))?;
         fixed.commit();
         let parts: Arc<[Part]> = {
             let arch = model.architecture();
-            let layer = largest_layer(arch, weights, self.0.grid)?;
+            let (layer, all) = sizes(arch, weights, self.0.grid)?;
             let books = core.pool.books();
             let others = core.charged(&books) + fixed.bytes();
             let room = books.budget.saturating_sub(others).saturating_sub(least_session(model));
             let two = room.0 / 2 / self.0.grid.block as u64;
-            let most = two.clamp(1, u64::from(layer));
+            // Not more parts than are worth their bookkeeping.
+            let most = two.clamp(1, u64::from(layer)).max(all / MOST_PARTS);
             cut(arch, weights, self.0.grid, most as u32)?.into()
         };
         let block = Bytes(self.0.grid.block as u64);
@@ -352,25 +356,24 @@ impl Memory {
         // What parsing has touched is not needed any more.
         model.file().forget_pages();
         let resident = Resident::new(id, model.clone(), parts, source, fixed);
-        let placed = Placed::new(self.clone(), resident);
-        core.names.insert(name.to_owned(), placed.clone());
-        Ok(placed)
+        core.names.insert(name.to_owned(), Arc::clone(&resident));
+        Ok(Placed::new(self.clone(), resident))
     }
 
     /// Forgets a name, and with its last name the model. Waits for loads of it that are under way.
     pub fn remove(&self, name: &str) -> Result<(), MemoryError> {
         let mut core = self.lock();
-        let Some(placed) = core.names.get(name).cloned() else { return Err(core.unknown(name)) };
-        let id = placed.resident.id;
-        if core.names.values().filter(|p| p.resident.id == id).count() == 1 {
-            let sessions = placed.resident.sessions.load(Acquire);
+        let Some(resident) = core.names.get(name).cloned() else { return Err(core.unknown(name)) };
+        let id = resident.id;
+        if core.names.values().filter(|other| other.id == id).count() == 1 {
+            let sessions = resident.sessions.load(Acquire);
             if sessions > 0 {
                 return Err(MemoryError::InUse { name: name.to_owned(), sessions });
             }
             core.pool.unregister(id).map_err(MemoryError::Residency)?;
             core.pool.store_mut().remove(id);
             core.labels.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-            let fixed = placed.resident.give_up_vectors();
+            let fixed = resident.give_up_vectors();
             core.fixed = core.fixed.saturating_sub(fixed);
         }
         core.names.remove(name);
@@ -380,7 +383,8 @@ impl Memory {
     /// The model of that name.
     pub fn get(&self, name: &str) -> Result<Placed, MemoryError> {
         let core = self.lock();
-        core.names.get(name).cloned().ok_or_else(|| core.unknown(name))
+        let resident = core.names.get(name).cloned().ok_or_else(|| core.unknown(name))?;
+        Ok(Placed::new(self.clone(), resident))
     }
 
     /// All names, in order.
@@ -512,8 +516,7 @@ impl Memory {
         let mut core = self.lock();
         core.pool.settle();
         let mut models: BTreeMap<ModelId, ModelStatus> = BTreeMap::new();
-        for (name, placed) in &core.names {
-            let resident = &placed.resident;
+        for (name, resident) in &core.names {
             let Some(model) = core.pool.table().model(resident.id) else { continue };
             let unit = |(index, part): (u32, &Part)| UnitStatus {
                 name: part.name.clone(),

@@ -14,7 +14,7 @@ use crate::loader::Model;
 use crate::session::{EvalError, Session, SessionError, SessionOptions};
 use crate::threads::{Pool, Worker};
 use memmap2::MmapOptions;
-use std::io::Result as IoResult;
+use std::io::{IoSliceMut, Result as IoResult};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 use std::time::{Duration, Instant};
@@ -325,10 +325,9 @@ fn read_rate(model: &Model, options: MemoryOptions, pool: &mut Pool) -> Result<R
     let piece = (size / 64).clamp(SECTOR as u64, 1 << 20).next_multiple_of(SECTOR as u64);
     let pieces = size.div_ceil(piece).min(SAMPLE / piece);
     let mut probe = vec![0; size.min(64) as usize];
-    let cached = source.read_cached(0, &mut probe).map_err(fail)?
-        && source
-            .read_cached(size / 2 - size / 2 % 64, &mut probe[..(size / 2).min(64) as usize])
-            .map_err(fail)?;
+    let mut there =
+        |offset: u64| source.read_cached(offset, &mut [IoSliceMut::new(&mut probe)]).map_err(fail);
+    let cached = there(0)? && there((size - size.min(64)) / 2)?;
     let (next, done, failed) = (AtomicU64::new(0), AtomicU64::new(0), AtomicBool::new(false));
     let read = |start: Instant| {
         // Pages, so that they lie as blocks do.

@@ -1,5 +1,6 @@
 //! What this machine's memory does, measured beside a run: the limits that a report's figures stand next to.
 
+use super::fill::JOB;
 use crate::threads::{Pool, Worker};
 use memmap2::MmapOptions;
 use std::hint::black_box;
@@ -9,9 +10,9 @@ use std::time::{Duration, Instant};
 /// Bytes a second, all workers together.
 #[derive(Clone, Copy, Debug)]
 pub struct MemoryRates {
-    /// Copying in pieces of the size asked for, from memory that no cache holds.
+    /// Copying, from one region to another of the same size, as much at a time as a load does.
     pub copy: f64,
-    /// Reading memory that no cache holds.
+    /// Reading a region.
     pub read: f64,
     /// How many workers that were.
     pub threads: usize,
@@ -20,16 +21,14 @@ pub struct MemoryRates {
 /// Repeats; the median counts.
 const REPEATS: usize = 5;
 
-/// Measures in some tens of milliseconds. `piece`: bytes that are copied in one go, to the same few places again and
-/// again, as blocks of a ring are. `bytes`: what all workers together go over; more than the caches hold, if that much
-/// memory may be taken. Zeros where the system gives none.
-pub fn memory_rates(pool: &mut Pool, piece: usize, bytes: usize) -> MemoryRates {
-    let region = (bytes / pool.threads()).next_multiple_of(1 << 20);
-    let piece = piece.clamp(4096, region);
+/// Measures in some tens of milliseconds, in `bytes` of memory for all workers together: more than the caches hold, if that
+/// much may be taken. Zeros where the system gives none.
+pub fn memory_rates(pool: &mut Pool, bytes: usize) -> MemoryRates {
+    let region = (bytes / pool.threads() / 2).next_multiple_of(1 << 20);
     let times = Mutex::new(Vec::new());
     pool.run(|worker: &Worker<'_>| {
         let (Ok(mut from), Ok(mut to)) =
-            (MmapOptions::new().len(region).map_anon(), MmapOptions::new().len(piece * 4).map_anon())
+            (MmapOptions::new().len(region).map_anon(), MmapOptions::new().len(region).map_anon())
         else {
             return;
         };
@@ -39,8 +38,8 @@ pub fn memory_rates(pool: &mut Pool, piece: usize, bytes: usize) -> MemoryRates 
         for _ in 0..REPEATS {
             worker.barrier();
             let start = Instant::now();
-            for (i, piece) in from.chunks_exact(piece).enumerate() {
-                to[i % 4 * piece.len()..][..piece.len()].copy_from_slice(piece);
+            for (to, from) in to.chunks_mut(JOB).zip(from.chunks(JOB)) {
+                to.copy_from_slice(black_box(from));
             }
             black_box(&to[..]);
             let copied = start.elapsed();

@@ -2,7 +2,7 @@
 
 use crate::file::ModelFile;
 use std::fs::File;
-use std::io::{Error, ErrorKind, Result};
+use std::io::{Error, ErrorKind, IoSliceMut, Result};
 
 /// Sector that reads past the page cache begin and end at: more than any file system asks for.
 pub(crate) const SECTOR: usize = 4096;
@@ -24,9 +24,14 @@ pub enum Io {
 pub(crate) trait Source: Send + Sync {
     /// Fills `to` with the bytes at `offset`; may wait for a disk.
     fn read(&self, offset: u64, to: &mut [u8]) -> Result<()>;
-    /// The same if that takes no waiting. False if it would; `to` may be changed then all the same.
-    fn read_cached(&self, offset: u64, to: &mut [u8]) -> Result<bool> {
-        self.read(offset, to).map(|()| true)
+    /// Fills the slices, one behind another, with the bytes at `offset`, if that takes no waiting. False if it would; the
+    /// slices may be changed then all the same.
+    fn read_cached(&self, mut offset: u64, to: &mut [IoSliceMut<'_>]) -> Result<bool> {
+        for slice in to {
+            self.read(offset, slice)?;
+            offset += slice.len() as u64;
+        }
+        Ok(true)
     }
     /// Fills `block[at..at + len]` with the bytes at `offset`, for bytes that are not cached. May write the sectors
     /// around that range if it takes sectors: then `block` and `at` are aligned as the file is.
@@ -86,26 +91,29 @@ fn read_at(file: &File, to: &mut [u8], offset: u64) -> Result<usize> {
 
 #[cfg(target_os = "linux")]
 mod os {
-    use super::{File, Result, read_exact_at, short};
-    use rustix::io::{Errno, IoSliceMut, ReadWriteFlags};
+    use super::{File, IoSliceMut, Result, short};
+    use rustix::io::{Errno, ReadWriteFlags};
 
-    pub(super) fn read_cached(file: &File, mut offset: u64, mut to: &mut [u8]) -> Result<bool> {
+    pub(super) fn read_cached(
+        file: &File,
+        mut offset: u64,
+        mut to: &mut [IoSliceMut<'_>],
+    ) -> Result<Option<bool>> {
         while !to.is_empty() {
-            let read =
-                rustix::io::preadv2(file, &mut [IoSliceMut::new(&mut *to)], offset, ReadWriteFlags::NOWAIT);
-            match read {
+            match rustix::io::preadv2(file, to, offset, ReadWriteFlags::NOWAIT) {
                 Ok(0) => return Err(short()),
-                Ok(n) => (offset, to) = (offset + n as u64, &mut to[n..]),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return Ok(false),
-                // A file system without a page cache to ask, such as one in memory.
-                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
-                    return read_exact_at(file, offset, to).map(|()| true);
+                Ok(n) => {
+                    offset += n as u64;
+                    IoSliceMut::advance_slices(&mut to, n);
                 }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Ok(Some(false)),
+                // A file system without a page cache to ask, such as one in memory.
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => return Ok(None),
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(true)
+        Ok(Some(true))
     }
 
     /// The file once more, past the page cache. `None` where the file system cannot.
@@ -138,9 +146,9 @@ mod os {
 
 #[cfg(not(target_os = "linux"))]
 mod os {
-    use super::{File, Result, read_exact_at};
-    pub(super) fn read_cached(file: &File, offset: u64, to: &mut [u8]) -> Result<bool> {
-        read_exact_at(file, offset, to).map(|()| true)
+    use super::{File, IoSliceMut, Result};
+    pub(super) fn read_cached(_: &File, _: u64, _: &mut [IoSliceMut<'_>]) -> Result<Option<bool>> {
+        Ok(None)
     }
     pub(super) fn direct(_: &File) -> Option<File> {
         None
@@ -156,8 +164,15 @@ impl Source for Opened {
         read_exact_at(&self.file, offset, to)
     }
 
-    fn read_cached(&self, offset: u64, to: &mut [u8]) -> Result<bool> {
-        os::read_cached(&self.file, offset, to)
+    fn read_cached(&self, mut offset: u64, to: &mut [IoSliceMut<'_>]) -> Result<bool> {
+        if let Some(answer) = os::read_cached(&self.file, offset, to)? {
+            return Ok(answer);
+        }
+        for slice in to {
+            self.read(offset, slice)?;
+            offset += slice.len() as u64;
+        }
+        Ok(true)
     }
 
     fn takes_sectors(&self) -> bool {
@@ -236,7 +251,8 @@ mod tests {
                 source.read_far(offset, block, at, len).unwrap();
                 assert_eq!(block[at..at + len], bytes[offset as usize..][..len], "{io:?} {offset} {len}");
                 block[at..at + len].fill(0);
-                if source.read_cached(offset, &mut block[at..at + len]).unwrap() {
+                let (a, b) = block[at..at + len].split_at_mut(len / 3);
+                if source.read_cached(offset, &mut [IoSliceMut::new(a), IoSliceMut::new(b)]).unwrap() {
                     assert_eq!(block[at..at + len], bytes[offset as usize..][..len], "{io:?} {offset} {len}");
                 }
             }
@@ -253,6 +269,6 @@ mod tests {
         fixed.read_far(3, &mut block, 2, 4).unwrap();
         assert_eq!(&block, b"\0\x003456\0\0");
         assert!(fixed.read_far(7, &mut block, 2, 4).is_err());
-        assert!(fixed.read_cached(u64::MAX, &mut block).is_err());
+        assert!(fixed.read_cached(u64::MAX, &mut [IoSliceMut::new(&mut block)]).is_err());
     }
 }

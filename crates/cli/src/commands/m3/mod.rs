@@ -77,7 +77,7 @@ pub fn m3(mut args: M3Args) -> Result<(), Failure> {
         let planned = plan(&roles, &rehearsal, &mut pool).map_err(Failure::input)?;
         // No more memory than the run itself may take.
         let bytes = usize::try_from(scenario.memory.budget).unwrap_or(usize::MAX).clamp(16 << 20, 128 << 20);
-        (planned, memory_rates(&mut pool, 64 << 10, bytes))
+        (planned, memory_rates(&mut pool, bytes + (16 << 20)))
     };
 
     let memory = Memory::new(scenario.memory).map_err(Failure::input)?;
