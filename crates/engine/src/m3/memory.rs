@@ -209,7 +209,8 @@ pub(super) struct Shared {
 
 struct Core {
     pool: Pool<Arena>,
-    names: BTreeMap<String, Placed>,
+    /// Not as [`Placed`], which would keep the memory that keeps it.
+    names: BTreeMap<String, Arc<Resident>>,
     /// What a part is called, for those who watch.
     labels: Arc<Mutex<HashMap<ModelId, Label>>>,
     /// Small vectors of all models, which stay.
@@ -292,10 +293,9 @@ impl Memory {
         if core.names.contains_key(name) {
             return Err(MemoryError::NameTaken { name: name.to_owned() });
         }
-        let same = |placed: &&Placed| placed.model().same(model);
-        if let Some(placed) = core.names.values().find(same).cloned() {
-            core.names.insert(name.to_owned(), placed.clone());
-            return Ok(placed);
+        if let Some(resident) = core.names.values().find(|resident| resident.model.same(model)).cloned() {
+            core.names.insert(name.to_owned(), Arc::clone(&resident));
+            return Ok(Placed::new(self.clone(), resident));
         }
         let weights = model.weights();
         let mut fixed = core.charge(Class::Weights, Bytes(weights.vector_bytes()))?;
@@ -321,25 +321,24 @@ impl Memory {
         // What parsing has touched is not needed any more.
         model.file().forget_pages();
         let resident = Resident::new(id, model.clone(), parts, source, fixed);
-        let placed = Placed::new(self.clone(), resident);
-        core.names.insert(name.to_owned(), placed.clone());
-        Ok(placed)
+        core.names.insert(name.to_owned(), Arc::clone(&resident));
+        Ok(Placed::new(self.clone(), resident))
     }
 
     /// Forgets a name, and with its last name the model. Waits for loads of it that are under way.
     pub fn remove(&self, name: &str) -> Result<(), MemoryError> {
         let mut core = self.lock();
-        let Some(placed) = core.names.get(name).cloned() else { return Err(core.unknown(name)) };
-        let id = placed.resident.id;
-        if core.names.values().filter(|p| p.resident.id == id).count() == 1 {
-            let sessions = placed.resident.sessions.load(Acquire);
+        let Some(resident) = core.names.get(name).cloned() else { return Err(core.unknown(name)) };
+        let id = resident.id;
+        if core.names.values().filter(|r| r.id == id).count() == 1 {
+            let sessions = resident.sessions.load(Acquire);
             if sessions > 0 {
                 return Err(MemoryError::InUse { name: name.to_owned(), sessions });
             }
             core.pool.unregister(id).map_err(MemoryError::Residency)?;
             core.pool.store_mut().remove(id);
             core.labels.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-            let fixed = placed.resident.give_up_vectors();
+            let fixed = resident.give_up_vectors();
             core.fixed = core.fixed.saturating_sub(fixed);
         }
         core.names.remove(name);
@@ -349,7 +348,8 @@ impl Memory {
     /// The model of that name.
     pub fn get(&self, name: &str) -> Result<Placed, MemoryError> {
         let core = self.lock();
-        core.names.get(name).cloned().ok_or_else(|| core.unknown(name))
+        let resident = core.names.get(name).ok_or_else(|| core.unknown(name))?;
+        Ok(Placed::new(self.clone(), Arc::clone(resident)))
     }
 
     /// All names, in order.
@@ -481,8 +481,7 @@ impl Memory {
         let mut core = self.lock();
         core.pool.settle();
         let mut models: BTreeMap<ModelId, ModelStatus> = BTreeMap::new();
-        for (name, placed) in &core.names {
-            let resident = &placed.resident;
+        for (name, resident) in &core.names {
             let Some(model) = core.pool.table().model(resident.id) else { continue };
             let unit = |(index, part): (u32, &Part)| UnitStatus {
                 name: part.name.clone(),
@@ -524,6 +523,14 @@ impl Memory {
                 used: event.used,
             });
         });
+    }
+
+    /// Compares all books with each other, and with what the store holds.
+    #[cfg(test)]
+    pub(super) fn audit(&self) {
+        let core = self.lock();
+        core.pool.audit();
+        core.pool.store().audit(core.room().0 / core.block);
     }
 
     /// Keeps a record of every use of a part from here on, for [`Memory::trace`]. It grows by a few dozen bytes a use.

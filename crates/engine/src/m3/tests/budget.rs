@@ -1,0 +1,71 @@
+//! Budgets that change while sessions run, and caches that grow into them.
+
+use super::*;
+use crate::kv::{KvLayout, PAGE};
+use std::sync::atomic::AtomicBool;
+
+#[test]
+fn a_budget_changes_between_steps_and_nothing_else_does() {
+    let model = model("alpha");
+    let script = Script::new(&model);
+    for threads in [1, 2] {
+        let memory = memory(2 << 20);
+        let placed = memory.add("it", &model).unwrap();
+        let mut pool = crew(threads);
+        let mut session = Session::placed(&placed, &pool, SESSION).unwrap();
+        script.check(&mut session, &mut pool);
+        let least = memory.smallest_budget();
+        assert!(least < 2 << 20);
+        for budget in [3 << 20, least, 1600 << 10, 16 << 20, least + 1, 2 << 20] {
+            memory.set_budget(budget).unwrap();
+            assert_eq!(memory.budget(), budget);
+            assert_sound(&memory);
+            session.truncate(0);
+            script.check(&mut session, &mut pool);
+            assert_sound(&memory);
+        }
+        // Refused, with numbers, and nothing has changed.
+        let numbers = || {
+            let books = memory.books();
+            (books.budget, books.used(), books.high_water, memory.smallest_budget())
+        };
+        let before = numbers();
+        for budget in [least - 1, least / 2, 1, 0] {
+            let (need, refused, smallest) = refusal(&memory.set_budget(budget).unwrap_err());
+            assert_eq!((refused, smallest), (budget, least));
+            assert!(need <= least);
+            assert_eq!(numbers(), before);
+        }
+        for budget in [u64::MAX, (2 << 20) * 8 + (1 << 20)] {
+            let error = memory.set_budget(budget).unwrap_err();
+            assert!(matches!(error, MemoryError::TooMuch { .. }), "{error}");
+            assert!(error.to_string().contains("16.0 MiB"), "{error}");
+            assert_eq!(numbers(), before);
+        }
+        session.truncate(0);
+        script.check(&mut session, &mut pool);
+        drop((session, placed));
+        assert_empties(memory);
+    }
+}
+
+#[test]
+fn an_empty_memory_may_have_no_budget_and_get_one_again() {
+    let memory = memory(1 << 20);
+    memory.set_budget(0).unwrap();
+    let model = model("golden/llama_tied");
+    refusal(&memory.add("it", &model).unwrap_err());
+    assert_eq!(memory.books().used().0, 0);
+    memory.set_budget(1 << 20).unwrap();
+    let placed = memory.add("it", &model).unwrap();
+    let mut pool = crew(1);
+    let mut session = Session::placed(&placed, &pool, SESSION).unwrap();
+    Script::new(&model).check(&mut session, &mut pool);
+    drop((session, placed));
+    assert_empties(memory);
+    for budget in [0, 1, (16 << 10) - 1] {
+        let error = Memory::new(MemoryOptions::new(budget)).err().unwrap();
+        assert!(matches!(error, MemoryError::NoBudget { .. }), "{error}");
+    }
+    assert!(matches!(Memory::new(MemoryOptions::new(u64::MAX)), Err(MemoryError::NoAddresses { .. })));
+}
