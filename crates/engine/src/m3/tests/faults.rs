@@ -116,3 +116,47 @@ pub(super) fn large_blocks(model: &Model, extra: u64) -> (Memory, nexaquant_resi
     let hog = memory.pay(Class::Staging, ((128 << 20) - room) as usize).unwrap();
     (memory, hog)
 }
+
+#[test]
+fn a_source_that_panics_is_an_error_and_nobody_waits_for_it() {
+    let model = model("golden/llama_tq1_0");
+    let script = Script::new(&model);
+    let budget = least(&model) + (32 << 10);
+    let (done, outcome) = channel();
+    let work = std::thread::spawn(move || {
+        for (threads, prefetch, far) in ways() {
+            let mut pool = crew(threads);
+            for n in 0.. {
+                let source = Arc::new(Unruly::new(&model, move |call, way| match way {
+                    Way::Row => Answer::Right,
+                    _ if call == n => Answer::Panic,
+                    Way::Cached if far => Answer::NotCached,
+                    _ => Answer::Right,
+                }));
+                let memory = Memory::new(options(budget, prefetch)).unwrap();
+                let placed = memory.add_from("it", &model, source.clone()).unwrap();
+                let parts = part_names(&placed);
+                let mut session = Session::placed(&placed, &pool, SESSION).unwrap();
+                for (tokens, wanted) in &script.0 {
+                    let mut result = step(&mut session, &mut pool, tokens);
+                    if let Err(error) = &result {
+                        assert_read_error(error, &parts);
+                        result = step(&mut session, &mut pool, tokens);
+                    }
+                    assert!(result.unwrap() == *wanted);
+                    assert_sound(&memory);
+                }
+                drop((session, placed));
+                assert_empties(memory);
+                if source.calls() <= n {
+                    break;
+                }
+            }
+        }
+        done.send(()).unwrap();
+    });
+    // Not a matter of time: without an end this would wait forever.
+    let ended = outcome.recv_timeout(Duration::from_secs(120));
+    assert!(ended != Err(RecvTimeoutError::Timeout), "somebody waits for a read that has panicked");
+    work.join().unwrap();
+}
