@@ -330,7 +330,14 @@ impl Memory {
         let mut core = self.lock();
         let Some(resident) = core.names.get(name).cloned() else { return Err(core.unknown(name)) };
         let id = resident.id;
-        if core.names.values().filter(|r| r.id == id).count() == 1 {
+        let other = core.names.iter().find(|(n, r)| r.id == id && *n != name).map(|(n, _)| n.clone());
+        if let Some(other) = other {
+            // The name is free for another model then, and messages use one that the model still has.
+            core.pool.rename(id, &other).map_err(MemoryError::Residency)?;
+            if let Some(label) = core.labels.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&id) {
+                label.model = other.into();
+            }
+        } else {
             let sessions = resident.sessions.load(Acquire);
             if sessions > 0 {
                 return Err(MemoryError::InUse { name: name.to_owned(), sessions });

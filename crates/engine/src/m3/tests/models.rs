@@ -32,6 +32,67 @@ fn a_memory_with_models_in_it_goes_when_nobody_holds_it() {
 }
 
 #[test]
+fn names_are_taken_once_and_two_names_of_a_file_are_one_model() {
+    let (tied, qwen) = (model("golden/llama_tied"), model("golden/qwen2"));
+    let memory = memory(4 << 20);
+    let mut pool = crew(1);
+    let a = memory.add("a", &tied).unwrap();
+    for model in [&tied, &qwen] {
+        let error = memory.add("a", model).unwrap_err();
+        assert!(matches!(&error, MemoryError::NameTaken { name } if name == "a"), "{error}");
+    }
+    let text = memory.get("c").unwrap_err().to_string();
+    assert!(text.contains("\"c\"") && text.contains("there are a"), "{text}");
+    for error in [memory.remove("c").unwrap_err(), memory.pin("c", Pin::All).unwrap_err()] {
+        assert!(matches!(error, MemoryError::UnknownName { .. }), "{error}");
+    }
+    // The same file, opened once more.
+    let b = memory.add("b", &self::model("golden/llama_tied")).unwrap();
+    assert!(a.is(&b) && memory.get("b").unwrap().is(&a));
+    assert_eq!(memory.status().len(), 1);
+    let mut one = session(&a, &pool);
+    Script::new(&tied).check(&mut one, &mut pool);
+    let loaded = memory.stats().bytes_loaded;
+    let mut two = session(&b, &pool);
+    Script::new(&tied).check(&mut two, &mut pool);
+    assert_eq!(memory.stats().bytes_loaded, loaded, "loaded once");
+
+    // With sessions open one name may go, not both, whichever is first.
+    memory.remove("a").unwrap();
+    let error = memory.remove("b").unwrap_err();
+    assert!(matches!(&error, MemoryError::InUse { name, sessions: 2 } if name == "b"), "{error}");
+    assert_eq!(memory.names(), ["b"]);
+    // The name is free again, for another model.
+    let other = memory.add("a", &qwen).unwrap();
+    assert!(!other.is(&b));
+    Script::new(&qwen).check(&mut session(&other, &pool), &mut pool);
+    two.truncate(0);
+    Script::new(&tied).check(&mut two, &mut pool);
+    let names: Vec<Vec<String>> = memory.status().into_iter().map(|m| m.names).collect();
+    assert_eq!(names, [["b"], ["a"]]);
+    drop((one, two, a, b, other));
+    assert_empties(memory);
+}
+
+#[test]
+fn messages_name_a_model_by_a_name_that_it_still_has() {
+    let model = model("golden/llama_tied");
+    let memory = memory(4 << 20);
+    let (seen, changes) = std::sync::mpsc::channel();
+    memory.watch(move |change| drop(seen.send(change.model.to_string())));
+    let source = Unruly::new(&model, |_, way| match way {
+        Way::Row => Answer::Right,
+        _ => Answer::Error,
+    });
+    let placed = memory.add_from("first", &model, Arc::new(source)).unwrap();
+    memory.add("second", &model).unwrap();
+    memory.remove("first").unwrap();
+    let error = placed.load(Pin::All).unwrap_err().to_string();
+    assert!(error.contains("second") && !error.contains("first"), "{error}");
+    assert!(changes.try_iter().all(|name| name == "second"));
+}
+
+#[test]
 fn a_place_that_was_removed_is_an_error_and_no_panic() {
     let model = model("golden/llama_tied");
     let memory = memory(1 << 20);
@@ -57,6 +118,61 @@ fn a_place_that_was_removed_is_an_error_and_no_panic() {
     Script::new(&model).check(&mut session(&again, &pool), &mut pool);
     assert!(unknown(&budget_error(step(&mut late, &mut pool, &[1]).unwrap_err())));
     drop((late, placed, again));
+    assert_empties(memory);
+}
+
+/// Others add and remove models, in the same memory, while a session runs: none of its steps fails.
+#[test]
+fn models_come_and_go_while_a_session_runs() {
+    let (main, small, twin) = (model("alpha"), model("golden/llama_tied"), model("golden/qwen2"));
+    let script = Script::new(&main);
+    let memory = memory(2 << 20);
+    let placed = memory.add("main", &main).unwrap();
+    let mut pool = crew(2);
+    let mut running = session(&placed, &pool);
+    script.check(&mut running, &mut pool);
+    let (stop, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
+    std::thread::scope(|scope| {
+        for k in 0..2 {
+            let (memory, stop, rounds, main, small, twin) = (&memory, &stop, &rounds, &main, &small, &twin);
+            let placed = &placed;
+            scope.spawn(move || {
+                let (own, alias) = (format!("own {k}"), format!("alias {k}"));
+                while !stop.load(Acquire) {
+                    // Both threads want this name, for different models.
+                    let shared = memory.add("shared", if k == 0 { small } else { twin });
+                    assert!(matches!(shared, Ok(_) | Err(MemoryError::NameTaken { .. })));
+                    let own_place = memory.add(&own, twin).unwrap();
+                    assert!(memory.add(&alias, main).unwrap().is(placed));
+                    // There may be no room beside what runs; that is an error and nothing else.
+                    let loaded = own_place.load(Pin::Head(2));
+                    assert!(!matches!(loaded, Err(MemoryError::Read { .. })));
+                    match memory.remove("main") {
+                        // The alias still holds it.
+                        Ok(()) => assert!(memory.add("main", main).unwrap().is(placed)),
+                        Err(error) => assert!(is_unknown(&error), "{error}"),
+                    }
+                    memory.remove(&alias).unwrap();
+                    memory.remove(&own).unwrap_or_else(|e| assert!(is_leased(&e), "{e}"));
+                    let gone = memory.remove("shared");
+                    assert!(gone.is_ok() || gone.is_err_and(|e| is_leased(&e) || is_unknown(&e)));
+                    let _ = (memory.status(), memory.names(), memory.remove(&own));
+                    rounds.fetch_add(1, Relaxed);
+                }
+            });
+        }
+        for _ in 0..15 {
+            running.truncate(0);
+            script.check(&mut running, &mut pool);
+        }
+        while rounds.load(Relaxed) < 20 {
+            running.truncate(0);
+            script.check(&mut running, &mut pool);
+        }
+        stop.store(true, Release);
+    });
+    assert_sound(&memory);
+    drop((running, placed));
     assert_empties(memory);
 }
 
