@@ -416,16 +416,7 @@ impl Memory {
     // ---- parts ----
 
     pub(super) fn acquire(&self, resident: &Resident, index: u32) -> Result<Lease<Image>, MemoryError> {
-        let unit = UnitId { model: resident.id, index };
-        let mut core = self.lock();
-        core.note(unit);
-        core.pool.acquire(unit).map_err(|error| match error {
-            Error::LoadFailed { unit, model, bytes, reason } => {
-                let part = resident.parts.get(unit.index as usize).map_or("a part", |part| &part.name);
-                MemoryError::Read { model, part: part.to_owned(), bytes, reason: reason.to_string() }
-            }
-            error => MemoryError::Residency(error),
-        })
+        self.lock().acquire(resident, index)
     }
 
     /// Leases of the first `n` parts if all of them are in memory.
@@ -434,18 +425,17 @@ impl Memory {
         resident: &Resident,
         n: usize,
     ) -> Result<Option<Vec<Lease<Image>>>, MemoryError> {
-        {
-            let mut core = self.lock();
-            core.pool.settle();
-            let there = |index: u32| {
-                let state = core.pool.table().state(UnitId { model: resident.id, index });
-                matches!(state, Some(State::Resident | State::Pinned | State::InUse))
-            };
-            if !(0..n as u32).all(there) {
-                return Ok(None);
-            }
+        let mut core = self.lock();
+        core.pool.settle();
+        let there = |index: u32| {
+            let state = core.pool.table().state(UnitId { model: resident.id, index });
+            matches!(state, Some(State::Resident | State::Pinned | State::InUse))
+        };
+        if !(0..n as u32).all(there) {
+            return Ok(None);
         }
-        (0..n as u32).map(|index| self.acquire(resident, index)).collect::<Result<_, _>>().map(Some)
+        // Under the same lock: if one went meanwhile, the leases of the others could be in its way.
+        (0..n as u32).map(|index| core.acquire(resident, index)).collect::<Result<_, _>>().map(Some)
     }
 
     /// Starts bringing a part in. Errors are for [`Memory::acquire`] to find.
@@ -566,6 +556,18 @@ impl Core {
         let known: Vec<&str> = self.names.keys().map(String::as_str).collect();
         let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
         MemoryError::UnknownName { name: name.to_owned(), known }
+    }
+
+    fn acquire(&mut self, resident: &Resident, index: u32) -> Result<Lease<Image>, MemoryError> {
+        let unit = UnitId { model: resident.id, index };
+        self.note(unit);
+        self.pool.acquire(unit).map_err(|error| match error {
+            Error::LoadFailed { unit, model, bytes, reason } => {
+                let part = resident.parts.get(unit.index as usize).map_or("a part", |part| &part.name);
+                MemoryError::Read { model, part: part.to_owned(), bytes, reason: reason.to_string() }
+            }
+            error => MemoryError::Residency(error),
+        })
     }
 
     fn charge(&mut self, class: Class, bytes: Bytes) -> Result<Charge, MemoryError> {

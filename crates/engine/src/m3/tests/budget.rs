@@ -69,3 +69,49 @@ fn an_empty_memory_may_have_no_budget_and_get_one_again() {
     }
     assert!(matches!(Memory::new(MemoryOptions::new(u64::MAX)), Err(MemoryError::NoAddresses { .. })));
 }
+
+/// Somebody else turns the budget up and down, from all of the model to as little as it can stream in: no step fails.
+#[test]
+fn a_budget_changes_at_any_time_and_no_step_fails() {
+    for (name, rounds) in [("golden/llama_tq1_0", 300), ("alpha", 12)] {
+        let model = model(name);
+        let script = Script::new(&model);
+        let full = 2 * model.weight_bytes_per_token() + (1 << 20);
+        let memory = memory(full);
+        // Parts are made for the budget at hand: small ones for a model that has to stream later.
+        let hog = memory.pay(Class::Staging, (full - least(&model) - (64 << 10)) as usize).unwrap();
+        let placed = memory.add("it", &model).unwrap();
+        drop(hog);
+        let mut pool = crew(2);
+        let mut session = Session::placed(&placed, &pool, SESSION).unwrap();
+        script.check(&mut session, &mut pool);
+        // The cache and the larger of the buffers are part of it.
+        let small = memory.smallest_budget() + (32 << 10);
+        assert!(small < full / 2, "{small} {full}");
+        let (stop, changes) = (AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let refused = [0, 1000, u64::MAX];
+                for k in 0.. {
+                    if stop.load(Acquire) {
+                        return;
+                    }
+                    let changed = memory.set_budget([small, full, small + (full - small) / 2][k % 3]);
+                    changes.fetch_add(u64::from(changed.is_ok()), Relaxed);
+                    memory.set_budget(refused[k % 3]).unwrap_err();
+                    let books = memory.books();
+                    assert!(books.used() <= books.budget);
+                }
+            });
+            for _ in 0..rounds {
+                session.truncate(0);
+                script.check(&mut session, &mut pool);
+            }
+            stop.store(true, Release);
+        });
+        assert!(changes.into_inner() > 2);
+        assert_sound(&memory);
+        drop((session, placed));
+        assert_empties(memory);
+    }
+}
