@@ -100,3 +100,26 @@ fn a_truncated_file_is_an_error_and_other_models_go_on() {
         }
     }
 }
+
+/// `cp` writes a new model into the old file: the same file by its number, and yet another model.
+#[cfg(unix)]
+#[test]
+fn a_file_that_was_overwritten_is_not_the_model_that_it_was() {
+    let (_dir, file) = copy("golden/llama_tied");
+    let old = load(&file);
+    let memory = memory(4 << 20);
+    let placed = memory.add("old", &old).unwrap();
+    assert!(memory.add("again", &load(&file)).unwrap().is(&placed), "the same file");
+    std::fs::copy(path("golden/llama_k_quants"), &file).unwrap();
+    // Written in the same tick of the clock as it was before, or not.
+    let later = std::time::SystemTime::now() + Duration::from_secs(5);
+    std::fs::OpenOptions::new().write(true).open(&file).unwrap().set_modified(later).unwrap();
+    let new = load(&file);
+    let placed_new = memory.add("new", &new).unwrap();
+    assert!(!placed_new.is(&placed), "a new model got the place of the old one");
+    let mut pool = crew(1);
+    let mut session = Session::placed(&placed_new, &pool, SESSION).unwrap();
+    Script::new(&new).check(&mut session, &mut pool);
+    drop((session, placed, placed_new));
+    assert_empties(memory);
+}
