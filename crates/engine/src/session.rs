@@ -151,6 +151,7 @@ impl Session {
         while session.batch > 1 && session.sizes(session.batch, pool.threads()).bytes() as u64 > share {
             session.batch /= 2;
         }
+        session.outputs = session.outputs.min(session.batch);
         Ok(session)
     }
 
@@ -312,9 +313,9 @@ impl Session {
                 let row = model.weights().row_bytes(model.architecture().embedding);
                 let gathered = row * sizes.batch();
                 let mut paid = tenancy.pay(Class::Scratch, sizes.bytes() + gathered)?;
-                self.scratch = Some(Scratch::new(&sizes)?);
                 self.gathered = Vec::new();
                 self.gathered.try_reserve_exact(gathered).map_err(|_| OutOfMemory { bytes: gathered })?;
+                self.scratch = Some(Scratch::new(&sizes)?);
                 paid.commit();
                 self.paid = Some(paid);
             }

@@ -115,3 +115,25 @@ fn a_budget_changes_at_any_time_and_no_step_fails() {
         assert_empties(memory);
     }
 }
+
+/// The batch is made smaller for a small budget, and steps with all logits with it.
+#[test]
+fn logits_of_every_token_fit_the_batch_that_the_budget_allows() {
+    let model = model("alpha");
+    let options = SessionOptions { context: 128, batch: 64, outputs: 64, ..SESSION };
+    let mut pool = crew(2);
+    let memory = memory(1500 << 10);
+    let placed = memory.add("it", &model).unwrap();
+    let mut session = Session::placed(&placed, &pool, options).unwrap();
+    assert!(session.batch() < 32, "{} tokens", session.batch());
+    let mut mapped = Session::new(&model, &pool, options).unwrap();
+    let tokens: Vec<u32> = (0..50).map(|i| 5 + i * 3 % 1000).collect();
+    let mut all = |session: &mut Session| {
+        let mut all: Vec<u32> = Vec::new();
+        let see = |_, logits: &mut [f32]| all.extend(logits.iter().map(|x| x.to_bits()));
+        session.eval_each(&mut pool, &tokens, see).unwrap();
+        all
+    };
+    assert!(all(&mut session) == all(&mut mapped));
+    assert_sound(&memory);
+}
