@@ -116,6 +116,85 @@ fn a_budget_changes_at_any_time_and_no_step_fails() {
     }
 }
 
+#[test]
+fn a_cache_grows_until_the_budget_is_full_and_goes_on_after_truncate() {
+    let model = model("alpha");
+    let page = KvLayout::new(&model.architecture().hparams, KvType::F16).unwrap().page_bytes() as u64;
+    let options = SessionOptions { context: 512, batch: 16, ..SESSION };
+    let mut pool = crew(2);
+    let mut mapped = Session::new(&model, &pool, options).unwrap();
+    let memory = memory(1500 << 10);
+    let placed = memory.add("it", &model).unwrap();
+    let mut session = Session::placed(&placed, &pool, options).unwrap();
+    let mut evictions = 0;
+    let error = loop {
+        let at = session.tokens().len() as u32;
+        let tokens: Vec<u32> = (at..at + 8).map(|i| 3 + i * 7 % 4000).collect();
+        match step(&mut session, &mut pool, &tokens) {
+            Ok(logits) => assert!(logits == step(&mut mapped, &mut pool, &tokens).unwrap()),
+            Err(error) => {
+                assert_eq!(session.tokens().len() as u32, at, "as it was");
+                break error;
+            }
+        }
+        assert_sound(&memory);
+        evictions = memory.stats().evictions;
+    };
+    assert!(evictions > 0);
+    let full = session.tokens().len();
+    assert!(full >= 2 * PAGE && full.is_multiple_of(PAGE), "{full} positions");
+    let books = memory.books();
+    assert_eq!(books.of(Class::Kv).0, page * (full / PAGE) as u64, "no page that nobody needs");
+    let (need, budget, smallest) = refusal(&budget_error(error));
+    assert_eq!((need, budget), (page, 1500 << 10));
+    assert!(smallest > budget && smallest == memory.smallest_budget() + page, "{smallest}");
+    assert!(books.high_water <= books.budget);
+
+    // It goes on where there is room, and from the same place with a larger budget.
+    session.truncate(full - PAGE - 4);
+    mapped.truncate(full - PAGE - 4);
+    for token in [9, 10, 11] {
+        let wanted = step(&mut mapped, &mut pool, &[token]).unwrap();
+        assert!(step(&mut session, &mut pool, &[token]).unwrap() == wanted);
+    }
+    session.truncate(0);
+    mapped.truncate(0);
+    let long: Vec<u32> = (0..full as u32).map(|i| 5 + i * 3 % 1000).collect();
+    assert!(step(&mut session, &mut pool, &long).unwrap() == step(&mut mapped, &mut pool, &long).unwrap());
+    let more = &long[..8];
+    step(&mut session, &mut pool, more).unwrap_err();
+    memory.set_budget(smallest).unwrap();
+    assert!(step(&mut session, &mut pool, more).unwrap() == step(&mut mapped, &mut pool, more).unwrap());
+    assert_sound(&memory);
+    drop((session, placed));
+    assert_empties(memory);
+}
+
+/// A step of several chunks that fails in a later one leaves nothing of the earlier ones.
+#[test]
+fn a_long_step_that_finds_no_room_leaves_the_session_as_it_was() {
+    let model = model("alpha");
+    let options = SessionOptions { context: 512, batch: 16, outputs: 16, ..SESSION };
+    let mut pool = crew(1);
+    let memory = memory(1500 << 10);
+    let placed = memory.add("it", &model).unwrap();
+    let mut session = Session::placed(&placed, &pool, options).unwrap();
+    let mut mapped = Session::new(&model, &pool, options).unwrap();
+    for tokens in [&[1, 2, 3][..], &[4]] {
+        step(&mut session, &mut pool, tokens).unwrap();
+        step(&mut mapped, &mut pool, tokens).unwrap();
+    }
+    let pages = memory.books().of(Class::Kv);
+    let long: Vec<u32> = (0..500).map(|i| 5 + i * 3 % 1000).collect();
+    refusal(&budget_error(session.eval(&mut pool, &long).map(drop).unwrap_err()));
+    assert_eq!((session.tokens(), memory.books().of(Class::Kv)), (&[1, 2, 3, 4][..], pages));
+    refusal(&budget_error(session.eval_each(&mut pool, &long, |_, _| ()).unwrap_err()));
+    assert_eq!((session.tokens(), memory.books().of(Class::Kv)), (&[1, 2, 3, 4][..], pages));
+    assert!(step(&mut session, &mut pool, &[8]).unwrap() == step(&mut mapped, &mut pool, &[8]).unwrap());
+    drop((session, placed));
+    assert_empties(memory);
+}
+
 /// The batch is made smaller for a small budget, and steps with all logits with it.
 #[test]
 fn logits_of_every_token_fit_the_batch_that_the_budget_allows() {

@@ -14,6 +14,61 @@ fn options(budget: u64, prefetch: bool) -> MemoryOptions {
     MemoryOptions { prefetch, ..MemoryOptions::new(budget) }
 }
 
+/// One call after another goes wrong; in between everything works.
+fn every_call_may_fail(name: &str, budget: u64, stride: usize) {
+    let model = model(name);
+    let script = Script::new(&model);
+    for (threads, prefetch, far) in ways() {
+        let mut pool = crew(threads);
+        let (mut failing, mut tried) = (0, 0);
+        for n in (0..).step_by(stride) {
+            let context = format!("{name}, {threads} threads, prefetch {prefetch}, far {far}, call {n}");
+            let source = Arc::new(Unruly::new(&model, move |call, way| match way {
+                _ if call == n => Answer::Error,
+                Way::Cached if far => Answer::NotCached,
+                _ => Answer::Right,
+            }));
+            let memory = Memory::new(options(budget, prefetch)).unwrap();
+            let placed = memory.add_from("it", &model, source.clone()).unwrap();
+            let parts = part_names(&placed);
+            let mut session = Session::placed(&placed, &pool, SESSION).unwrap();
+            let mut failed = 0;
+            for (tokens, wanted) in &script.0 {
+                let before = session.tokens().to_vec();
+                let mut result = step(&mut session, &mut pool, tokens);
+                assert_sound(&memory);
+                if let Err(error) = &result {
+                    failed += 1;
+                    assert_read_error(error, &parts);
+                    assert!(error.to_string().contains("on fire"), "{context}: {error}");
+                    assert_eq!(session.tokens(), before, "{context}");
+                    result = step(&mut session, &mut pool, tokens);
+                }
+                assert!(result.unwrap() == *wanted, "{context}: other logits after {tokens:?}");
+            }
+            drop((session, placed));
+            let done = source.calls() <= n;
+            assert_empties(memory);
+            assert!(failed <= usize::from(!done), "{context}: {failed} steps have failed");
+            // A prefetch that fails is tried again; without any, the step has to say it.
+            assert!(done || prefetch || failed == 1, "{context}: the failure was lost");
+            failing += failed;
+            tried += 1;
+            if done {
+                break;
+            }
+        }
+        assert!(failing > 0 && tried > 8, "{name}: {failing} of {tried}");
+    }
+}
+
+#[test]
+fn whichever_read_fails_the_step_is_an_error_and_the_next_try_works() {
+    let tiny = model("golden/llama_tq1_0");
+    every_call_may_fail("golden/llama_tq1_0", least(&tiny) + (32 << 10), 1);
+    every_call_may_fail("alpha", 1200 << 10, 97);
+}
+
 #[test]
 fn a_source_that_stays_broken_fails_every_step_until_it_is_whole_again() {
     use std::sync::atomic::AtomicBool;
