@@ -322,6 +322,8 @@ impl Memory {
         model.file().forget_pages();
         let resident = Resident::new(id, model.clone(), parts, source, fixed);
         core.names.insert(name.to_owned(), Arc::clone(&resident));
+        // Blocks may have had to go for the vectors.
+        core.trim();
         Ok(Placed::new(self.clone(), resident))
     }
 

@@ -282,3 +282,23 @@ fn a_pin_that_does_not_fit_is_refused_and_changes_nothing() {
     drop(placed);
     assert_empties(memory);
 }
+
+/// Vectors take room from blocks that held weights: those go back to the system at once.
+#[test]
+fn a_model_that_comes_takes_the_room_of_its_vectors_from_blocks() {
+    let (first, second) = (model("golden/llama_k_quants"), model("alpha"));
+    let memory = memory(1 << 20);
+    let mut pool = crew(1);
+    let a = memory.add("a", &first).unwrap();
+    Script::new(&first).check(&mut session(&a, &pool), &mut pool);
+    let free = memory.books().free();
+    // All but a few bytes, so that the next one to come needs a block.
+    let least = memory.smallest_budget() + 3 * memory.block() as u64;
+    memory.set_budget(least.max(memory.books().used().0)).unwrap();
+    assert!(free.0 > 0);
+    assert_sound(&memory);
+    let _ = memory.add("b", &second);
+    assert_sound(&memory);
+    drop(a);
+    assert_empties(memory);
+}
