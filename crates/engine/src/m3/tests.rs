@@ -7,6 +7,7 @@ mod cuts;
 mod faults;
 mod files;
 mod models;
+mod random;
 
 use super::memory::{Memory, MemoryError, MemoryOptions};
 use super::source::{Io, Source, source};
