@@ -56,8 +56,29 @@ pub struct ModelFile {
 #[derive(Debug)]
 enum Source {
     /// In this order: the guard lets go before the mapping does.
-    Mapped(guard::Guard, memmap2::Mmap, File),
+    Mapped(guard::Guard, memmap2::Mmap, File, Identity),
     Static(&'static [u8]),
+}
+
+/// Which file it was when it was opened, as far as the system tells: device, number, length, and the time of the last
+/// change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Identity(Option<[u64; 5]>);
+
+impl Identity {
+    #[cfg(unix)]
+    fn new(metadata: &std::fs::Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt;
+        let m = metadata;
+        Self(Some([m.dev(), m.ino(), m.len(), m.mtime() as u64, m.mtime_nsec() as u64]))
+    }
+    #[cfg(not(unix))]
+    fn new(_: &std::fs::Metadata) -> Self {
+        Self(None)
+    }
+    fn is(self, other: Self) -> bool {
+        self.0.is_some() && self == other
+    }
 }
 
 impl ModelFile {
@@ -71,14 +92,15 @@ impl ModelFile {
             return Err(FileError::NotAFile { path: path.to_owned(), found });
         }
         let file = File::open(path).map_err(io("open"))?;
-        if file.metadata().map_err(io("open"))?.len() == 0 {
+        let metadata = file.metadata().map_err(io("open"))?;
+        if metadata.len() == 0 {
             return Err(FileError::Empty { path: path.to_owned() });
         }
         // SAFETY: the mapping is read-only. Truncation by others is handled by the guard; other changes by others
         // give other bytes, which every reader of these bytes must survive anyway (they are untrusted).
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io("map"))?;
         let guard = guard::Guard::new(&map);
-        Ok(Self { path: path.to_owned(), bytes: Source::Mapped(guard, map, file) })
+        Ok(Self { path: path.to_owned(), bytes: Source::Mapped(guard, map, file, Identity::new(&metadata)) })
     }
 
     /// Bytes that are part of the program, under a name for messages.
@@ -93,7 +115,7 @@ impl ModelFile {
     /// All of it.
     pub fn bytes(&self) -> &[u8] {
         match &self.bytes {
-            Source::Mapped(_, map, _) => map,
+            Source::Mapped(_, map, ..) => map,
             Source::Static(bytes) => bytes,
         }
     }
@@ -107,22 +129,16 @@ impl ModelFile {
     /// The open file once more, whatever its name means by now; `None` if it is part of the program.
     pub(crate) fn try_clone(&self) -> std::io::Result<Option<File>> {
         match &self.bytes {
-            Source::Mapped(_, _, file) => file.try_clone().map(Some),
+            Source::Mapped(_, _, file, _) => file.try_clone().map(Some),
             Source::Static(_) => Ok(None),
         }
     }
-    /// Whether both are the same bytes: the same file on the disk, unchanged as far as the system tells, or the same
-    /// part of the program.
+    /// Whether both are the same bytes: the same file on the disk, which nobody changed between the two times it was
+    /// opened as far as the system tells, or the same part of the program.
     pub(crate) fn same_bytes(&self, other: &ModelFile) -> bool {
         match (&self.bytes, &other.bytes) {
             (Source::Static(a), Source::Static(b)) => std::ptr::eq(*a, *b),
-            #[cfg(unix)]
-            (Source::Mapped(_, _, a), Source::Mapped(_, _, b)) => {
-                use std::os::unix::fs::MetadataExt;
-                let id =
-                    |file: &File| file.metadata().ok().map(|m| (m.dev(), m.ino(), m.len(), m.mtime_nsec()));
-                id(a).is_some_and(|a| id(b) == Some(a))
-            }
+            (Source::Mapped(.., a), Source::Mapped(.., b)) => a.is(*b),
             _ => false,
         }
     }
@@ -130,7 +146,7 @@ impl ModelFile {
     /// cache. For a model whose weights are read another way from here on.
     pub(crate) fn forget_pages(&self) {
         #[cfg(unix)]
-        if let Source::Mapped(_, map, _) = &self.bytes {
+        if let Source::Mapped(_, map, ..) = &self.bytes {
             // SAFETY: a mapping of a file that is only read: the pages come back from the file when they are touched.
             let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
         }
@@ -139,7 +155,7 @@ impl ModelFile {
     pub fn check(&self) -> Result<(), FileError> {
         match &self.bytes {
             // A cut inside the last page raises no signal; the file's length tells.
-            Source::Mapped(guard, map, file)
+            Source::Mapped(guard, map, file, _)
                 if guard.is_damaged() || file.metadata().is_ok_and(|m| m.len() < map.len() as u64) =>
             {
                 Err(FileError::Truncated { path: self.path.clone() })

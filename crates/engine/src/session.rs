@@ -151,6 +151,7 @@ impl Session {
         while session.batch > 1 && session.sizes(session.batch, pool.threads()).bytes() as u64 > share {
             session.batch /= 2;
         }
+        session.outputs = session.outputs.min(session.batch);
         Ok(session)
     }
 
@@ -257,10 +258,11 @@ impl Session {
     pub fn eval(&mut self, pool: &mut Pool, tokens: &[u32]) -> Result<&mut [f32], EvalError> {
         assert!(!tokens.is_empty(), "a step without tokens");
         self.check(tokens, self.tokens.len())?;
-        let batch = self.batch;
+        let (batch, before) = (self.batch, self.tokens.len());
         for (i, chunk) in tokens.chunks(batch).enumerate() {
             let last = (i + 1) * batch >= tokens.len();
-            self.step(pool, chunk, if last { chunk.len() - 1..chunk.len() } else { 0..0 })?;
+            let outputs = if last { chunk.len() - 1..chunk.len() } else { 0..0 };
+            self.step(pool, chunk, outputs).inspect_err(|_| self.truncate(before))?;
         }
         Ok(self.logits(0))
     }
@@ -280,9 +282,9 @@ impl Session {
         mut see: impl FnMut(usize, &mut [f32]),
     ) -> Result<(), EvalError> {
         self.check(tokens, self.tokens.len())?;
-        let size = self.outputs;
+        let (size, before) = (self.outputs, self.tokens.len());
         for (i, chunk) in tokens.chunks(size).enumerate() {
-            self.step(pool, chunk, 0..chunk.len())?;
+            self.step(pool, chunk, 0..chunk.len()).inspect_err(|_| self.truncate(before))?;
             for j in 0..chunk.len() {
                 see(i * size + j, self.logits(j));
             }
@@ -325,9 +327,9 @@ impl Session {
                 let row = model.weights().row_bytes(model.architecture().embedding);
                 let gathered = row * sizes.batch();
                 let mut paid = tenancy.pay(Class::Scratch, sizes.bytes() + gathered)?;
-                self.scratch = Some(Scratch::new(&sizes)?);
                 self.gathered = Vec::new();
                 self.gathered.try_reserve_exact(gathered).map_err(|_| OutOfMemory { bytes: gathered })?;
+                self.scratch = Some(Scratch::new(&sizes)?);
                 paid.commit();
                 self.paid = Some(paid);
             }

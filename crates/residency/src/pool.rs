@@ -160,6 +160,16 @@ impl<S: Store> Pool<S> {
         Ok(())
     }
 
+    /// Gives a model another name, which no other model has.
+    pub fn rename(&mut self, model: ModelId, name: &str) -> Result<(), Error> {
+        self.table.model(model).ok_or(Error::UnknownModel(model))?;
+        if self.find(name).is_some_and(|other| other != model) {
+            return Err(Error::NameTaken { name: name.to_owned() });
+        }
+        self.table.rename(model, name);
+        Ok(())
+    }
+
     /// The registered model of that name.
     pub fn find(&self, name: &str) -> Option<ModelId> {
         self.table.models().find(|(_, model)| model.name() == name).map(|(id, _)| id)

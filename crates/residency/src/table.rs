@@ -277,6 +277,12 @@ impl Table {
         self.models.insert(id, model);
     }
 
+    pub(crate) fn rename(&mut self, id: ModelId, name: &str) {
+        if let Some(model) = self.models.get_mut(&id) {
+            name.clone_into(&mut model.name);
+        }
+    }
+
     /// Every unit of the model must be cold by now.
     pub(crate) fn remove(&mut self, id: ModelId) {
         self.models.remove(&id);

@@ -27,19 +27,19 @@ pub struct OutOfMemory {
     pub bytes: usize,
 }
 
-/// From this size on a buffer is pages of its own: they go back to the system when it is dropped, where an allocator would
-/// keep them for later and a budget would not be what the process takes.
-const PAGES: usize = 64 << 10;
+/// From this size on a buffer is a mapping of its own. What an allocator is given back it may keep, and then a budget
+/// that counts it as free has no room for it.
+const MAPPED: usize = 64 << 10;
 
 /// A zeroed, 64-byte aligned buffer of `len` values that threads may share under the rule above. Pages of it that
 /// nobody writes take no memory.
 pub(crate) struct SharedBuf<T> {
     /// Dangling while there are no lines.
     start: NonNull<Line>,
+    /// What `start` points into, if that is not the allocator's.
+    map: Option<MmapRaw>,
     lines: usize,
     len: usize,
-    /// The pages, if it is large.
-    pages: Option<MmapRaw>,
     of: PhantomData<T>,
 }
 
@@ -50,7 +50,7 @@ unsafe impl<T: Plain> Sync for SharedBuf<T> {}
 
 impl<T> Drop for SharedBuf<T> {
     fn drop(&mut self) {
-        if self.lines > 0 && self.pages.is_none() {
+        if self.lines > 0 && self.map.is_none() {
             // SAFETY: allocated in `new` with this layout, which was valid then.
             unsafe {
                 dealloc(self.start.as_ptr().cast(), Layout::array::<Line>(self.lines).unwrap_unchecked());
@@ -70,20 +70,21 @@ impl<T: Plain> SharedBuf<T> {
     pub(crate) fn new(len: usize) -> Result<Self, OutOfMemory> {
         let bytes = len.saturating_mul(size_of::<T>());
         let (lines, none) = (bytes.div_ceil(64), OutOfMemory { bytes });
-        let mut pages = None;
+        let mut map = None;
         let start = if lines == 0 {
             NonNull::dangling()
-        } else if bytes >= PAGES {
-            let map =
-                MmapOptions::new().len(lines.checked_mul(64).ok_or(none)?).map_anon().map_err(|_| none)?;
-            let map = pages.insert(MmapRaw::from(map));
-            NonNull::new(map.as_mut_ptr().cast()).ok_or(none)?
+        } else if bytes >= MAPPED {
+            let len = lines.checked_mul(64).ok_or(none)?;
+            let new: MmapRaw = MmapOptions::new().len(len).map_anon().map_err(|_| none)?.into();
+            let start = NonNull::new(new.as_mut_ptr().cast()).ok_or(none)?;
+            map = Some(new);
+            start
         } else {
             let layout = Layout::array::<Line>(lines).map_err(|_| none)?;
             // SAFETY: the layout is not empty.
             NonNull::new(unsafe { alloc_zeroed(layout) }.cast()).ok_or(none)?
         };
-        Ok(Self { start, lines, len, pages, of: PhantomData })
+        Ok(Self { start, map, lines, len, of: PhantomData })
     }
     pub(crate) fn bytes(&self) -> usize {
         self.lines * 64

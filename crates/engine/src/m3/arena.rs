@@ -94,6 +94,17 @@ impl Arena {
         Some(blocks)
     }
 
+    /// Checks the invariants, with room for `blocks` blocks.
+    #[cfg(test)]
+    pub fn audit(&self, blocks: u64) {
+        let held = self.held.values().flat_map(|held| &held.blocks);
+        let mut all: Vec<u32> = held.chain(&self.warm).chain(&self.cold).copied().collect();
+        all.sort_unstable();
+        assert!(all.into_iter().eq(0..self.fresh), "arena invariant 1");
+        let memory = u64::from(self.fresh) - self.cold.len() as u64;
+        assert!(memory <= blocks, "arena invariant 3: {memory} blocks hold memory, {blocks} may");
+    }
+
     /// What the pool should know of a load that has ended.
     fn finished(&mut self, unit: UnitId, (result, took): (std::io::Result<()>, Duration)) -> Finished<Image> {
         let Some(held) = self.held.get_mut(&unit) else {

@@ -14,6 +14,7 @@ use super::source::{SECTOR, Source};
 use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
 use std::ops::AddAssign;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::*};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -148,6 +149,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What a source says. A panic in it is an error too: somebody waits for the end of the job.
+fn guarded<R>(read: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+    let read = catch_unwind(AssertUnwindSafe(read));
+    read.unwrap_or_else(|_| Err(io::Error::other("a panic while it was read")))
+}
+
 impl<T: Send + Sync + 'static> Filler<T> {
     /// An empty queue for blocks of `memory`.
     pub fn new(memory: Arc<Blocks>) -> Self {
@@ -222,16 +229,15 @@ impl<T: Send + Sync + 'static> Filler<T> {
             let Some(job) = job else { return };
             let start = Instant::now();
             let _ = job.ticket.began.set(start);
-            let mut to: Vec<IoSliceMut<'_>> = job
-                .pieces
-                .iter()
-                .map(|(piece, block)| {
+            let bytes: usize = job.pieces.iter().map(|(piece, _)| piece.len).sum();
+            let read = guarded(|| {
+                let to = job.pieces.iter().map(|(piece, block)| {
                     // SAFETY: the job's own bytes, by `start`.
                     IoSliceMut::new(unsafe { self.0.memory.write(*block, piece.at..piece.at + piece.len) })
-                })
-                .collect();
-            let bytes: usize = to.iter().map(|slice| slice.len()).sum();
-            match job.source.read_cached(job.pieces[0].0.offset, &mut to) {
+                });
+                job.source.read_cached(job.pieces[0].0.offset, &mut to.collect::<Vec<_>>())
+            });
+            match read {
                 Ok(true) => {
                     self.0.counters.cached_bytes.fetch_add(bytes as u64, Relaxed);
                     self.0.counters.cached_nanos.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
@@ -367,9 +373,11 @@ impl<T: Send + Sync + 'static> Filler<T> {
             at..at + len
         };
         let within = at - range.start;
-        // SAFETY: the job's own bytes, by `start`.
-        let block = unsafe { self.0.memory.write(job.block, range) };
-        let result = job.source.read_far(offset, block, within, len);
+        let result = guarded(|| {
+            // SAFETY: the job's own bytes, by `start`.
+            let block = unsafe { self.0.memory.write(job.block, range) };
+            job.source.read_far(offset, block, within, len)
+        });
         let mut state = lock(&self.0.state);
         state.disk_bytes += if result.is_ok() { len as u64 } else { 0 };
         state.far_open -= 1;

@@ -221,7 +221,7 @@ pub(super) struct Shared {
 
 struct Core {
     pool: Pool<Arena>,
-    /// Not [`Placed`], which holds the memory.
+    /// Not as [`Placed`], which would keep the memory that keeps it.
     names: BTreeMap<String, Arc<Resident>>,
     /// What a part is called, for those who watch.
     labels: Arc<Mutex<HashMap<ModelId, Label>>>,
@@ -326,8 +326,7 @@ impl Memory {
         if core.names.contains_key(name) {
             return Err(MemoryError::NameTaken { name: name.to_owned() });
         }
-        let same = |resident: &&Arc<Resident>| resident.model.same(model);
-        if let Some(resident) = core.names.values().find(same).cloned() {
+        if let Some(resident) = core.names.values().find(|resident| resident.model.same(model)).cloned() {
             core.names.insert(name.to_owned(), Arc::clone(&resident));
             return Ok(Placed::new(self.clone(), resident));
         }
@@ -357,6 +356,8 @@ impl Memory {
         model.file().forget_pages();
         let resident = Resident::new(id, model.clone(), parts, source, fixed);
         core.names.insert(name.to_owned(), Arc::clone(&resident));
+        // Blocks may have had to go for the vectors.
+        core.trim();
         Ok(Placed::new(self.clone(), resident))
     }
 
@@ -365,7 +366,14 @@ impl Memory {
         let mut core = self.lock();
         let Some(resident) = core.names.get(name).cloned() else { return Err(core.unknown(name)) };
         let id = resident.id;
-        if core.names.values().filter(|other| other.id == id).count() == 1 {
+        let other = core.names.iter().find(|(n, r)| r.id == id && *n != name).map(|(n, _)| n.clone());
+        if let Some(other) = other {
+            // The name is free for another model then, and messages use one that the model still has.
+            core.pool.rename(id, &other).map_err(MemoryError::Residency)?;
+            if let Some(label) = core.labels.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&id) {
+                label.model = other.into();
+            }
+        } else {
             let sessions = resident.sessions.load(Acquire);
             if sessions > 0 {
                 return Err(MemoryError::InUse { name: name.to_owned(), sessions });
@@ -383,8 +391,8 @@ impl Memory {
     /// The model of that name.
     pub fn get(&self, name: &str) -> Result<Placed, MemoryError> {
         let core = self.lock();
-        let resident = core.names.get(name).cloned().ok_or_else(|| core.unknown(name))?;
-        Ok(Placed::new(self.clone(), resident))
+        let resident = core.names.get(name).ok_or_else(|| core.unknown(name))?;
+        Ok(Placed::new(self.clone(), Arc::clone(resident)))
     }
 
     /// All names, in order.
@@ -444,16 +452,7 @@ impl Memory {
     // ---- parts ----
 
     pub(super) fn acquire(&self, resident: &Resident, index: u32) -> Result<Lease<Image>, MemoryError> {
-        let unit = UnitId { model: resident.id, index };
-        let mut core = self.lock();
-        core.note(unit);
-        core.pool.acquire(unit).map_err(|error| match error {
-            Error::LoadFailed { unit, model, bytes, reason } => {
-                let part = resident.parts.get(unit.index as usize).map_or("a part", |part| &part.name);
-                MemoryError::Read { model, part: part.to_owned(), bytes, reason: reason.to_string() }
-            }
-            error => MemoryError::Residency(error),
-        })
+        self.lock().acquire(resident, index)
     }
 
     /// Leases of the first `n` parts if all of them are in memory.
@@ -462,18 +461,17 @@ impl Memory {
         resident: &Resident,
         n: usize,
     ) -> Result<Option<Vec<Lease<Image>>>, MemoryError> {
-        {
-            let mut core = self.lock();
-            core.pool.settle();
-            let there = |index: u32| {
-                let state = core.pool.table().state(UnitId { model: resident.id, index });
-                matches!(state, Some(State::Resident | State::Pinned | State::InUse))
-            };
-            if !(0..n as u32).all(there) {
-                return Ok(None);
-            }
+        let mut core = self.lock();
+        core.pool.settle();
+        let there = |index: u32| {
+            let state = core.pool.table().state(UnitId { model: resident.id, index });
+            matches!(state, Some(State::Resident | State::Pinned | State::InUse))
+        };
+        if !(0..n as u32).all(there) {
+            return Ok(None);
         }
-        (0..n as u32).map(|index| self.acquire(resident, index)).collect::<Result<_, _>>().map(Some)
+        // Under the same lock: if one went meanwhile, the leases of the others could be in its way.
+        (0..n as u32).map(|index| core.acquire(resident, index)).collect::<Result<_, _>>().map(Some)
     }
 
     /// Starts bringing a part in. Errors are for [`Memory::acquire`] to find.
@@ -560,6 +558,14 @@ impl Memory {
         });
     }
 
+    /// Compares all books with each other, and with what the store holds.
+    #[cfg(test)]
+    pub(super) fn audit(&self) {
+        let core = self.lock();
+        core.pool.audit();
+        core.pool.store().audit(core.room().0 / core.block);
+    }
+
     /// Keeps a record of every use of a part from here on, for [`Memory::trace`]. It grows by a few dozen bytes a use.
     pub fn record(&self) {
         self.lock().trace.get_or_insert_default();
@@ -584,6 +590,18 @@ fn least_session(model: &Model) -> Bytes {
 impl Core {
     fn unknown(&self, name: &str) -> MemoryError {
         MemoryError::unknown(name, self.names.keys())
+    }
+
+    fn acquire(&mut self, resident: &Resident, index: u32) -> Result<Lease<Image>, MemoryError> {
+        let unit = UnitId { model: resident.id, index };
+        self.note(unit);
+        self.pool.acquire(unit).map_err(|error| match error {
+            Error::LoadFailed { unit, model, bytes, reason } => {
+                let part = resident.parts.get(unit.index as usize).map_or("a part", |part| &part.name);
+                MemoryError::Read { model, part: part.to_owned(), bytes, reason: reason.to_string() }
+            }
+            error => MemoryError::Residency(error),
+        })
     }
 
     fn charge(&mut self, class: Class, bytes: Bytes) -> Result<Charge, MemoryError> {

@@ -93,6 +93,18 @@ fn memory(pool: &TestPool) -> String {
 }
 
 #[test]
+fn a_model_may_get_a_name_that_is_free() {
+    let mut pool = pool(35, 2, 1, 4);
+    assert!(matches!(pool.rename(ModelId(0), "b"), Err(Error::NameTaken { .. })));
+    assert!(matches!(pool.rename(ModelId(9), "c"), Err(Error::UnknownModel(_))));
+    pool.rename(ModelId(0), "a").unwrap();
+    pool.rename(ModelId(0), "c").unwrap();
+    assert_eq!((pool.find("a"), pool.find("c")), (None, Some(ModelId(0))));
+    pool.register("a", &[Size::whole(Bytes(1))]).unwrap();
+    pool.audit();
+}
+
+#[test]
 fn invariant_1_bytes_in_memory_are_the_ledger() {
     let mut pool = pool(35, 1, 4, 4);
     for i in 0..4 {
