@@ -114,7 +114,7 @@ pub fn m3(mut args: M3Args) -> Result<(), Failure> {
         session,
         generate,
     };
-    stage.show.heading(&scenario, &models, &planned, stage.engine_threads(&options))?;
+    stage.show.heading(&scenario, &models, &planned, rates.threads)?;
     let outcomes = if scenario.turn.is_some() { stage.together()? } else { stage.one_by_one()? };
     stage.hear_changes()?;
     let report = Report::new(&scenario, &stage.memory, &planned, rates);
@@ -156,10 +156,6 @@ struct Stage {
 const PATIENCE: Duration = Duration::from_millis(50);
 
 impl Stage {
-    fn engine_threads(&self, options: &options::Engine) -> usize {
-        options.pool.threads.unwrap_or_else(|| nexaquant_engine::topology().default_threads())
-    }
-
     fn submit(&self, asked: &Asked) -> Result<Stream, Failure> {
         let mut generate = self.generate.clone();
         generate.stop.extend_from_slice(&asked.stops);
@@ -226,6 +222,6 @@ impl Stage {
     }
 
     fn hear_changes(&mut self) -> Result<(), Failure> {
-        self.changes.try_iter().try_for_each(|change| self.show.change(change))
+        self.changes.try_iter().try_for_each(|change| self.show.change(&change))
     }
 }

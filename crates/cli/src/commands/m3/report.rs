@@ -84,7 +84,7 @@ impl<'a> Report<'a> {
                 ratio.unwrap_or_default(),
             ]
         };
-        let mut rows = vec![vec!["".to_owned(), "moved".to_owned(), "/ optimum".to_owned()]];
+        let mut rows = vec![vec![String::new(), "moved".to_owned(), "/ optimum".to_owned()]];
         rows.push(row(&format!("{} (this run)", self.policy()), Some(self.moved)));
         rows.push(row("lru, the same uses and budgets", self.lru));
         rows.push(row("optimum, the next part beside the one in use", self.best_prefetch));
@@ -151,7 +151,7 @@ impl<'a> Report<'a> {
         self.rates.threads.max(1) as f64
     }
 
-    pub fn as_json(&self, queries: &[Answered<'_>], events: Vec<Value>) -> Value {
+    pub fn as_json(&self, queries: &[Answered<'_>], events: &[Value]) -> Value {
         let (cached, disk) = self.fill_rates();
         let query = |(asked, model, outcome): &Answered<'_>| {
             let (generation, service) = (&outcome.generation, &outcome.service);

@@ -29,6 +29,7 @@ struct Streamed {
     time: Duration,
 }
 
+#[allow(clippy::struct_excessive_bools, reason = "each is a state of the output by itself")]
 pub struct Show {
     silent: bool,
     terminal: bool,
@@ -69,8 +70,8 @@ impl Show {
     }
 
     /// Every change of a part, for programs.
-    pub fn events(&mut self) -> Vec<Value> {
-        std::mem::take(&mut self.recorded)
+    pub fn events(&self) -> &[Value] {
+        &self.recorded
     }
 
     /// Writes lines; the bar gives way and comes back.
@@ -165,7 +166,7 @@ impl Show {
     }
 
     /// A part came, went, or shrank.
-    pub fn change(&mut self, change: Change) -> Result<(), Failure> {
+    pub fn change(&mut self, change: &Change) -> Result<(), Failure> {
         self.used = change.used.0;
         let key = (change.model.to_string(), change.index);
         let kept = change.kept.0;
