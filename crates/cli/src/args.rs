@@ -343,6 +343,12 @@ pub struct InspectArgs {
 #[command(after_help = "\
 NEXAQUANT_ISA=scalar|avx2|avx512 overrides the choice of instruction set, for tests and comparisons.")]
 pub struct InfoArgs {
+    /// Measure how fast memory is copied and read, too: a tenth of a second, and 256 MB of memory.
+    #[arg(long)]
+    pub measure: bool,
+    /// Threads to measure with. Without it one for each physical core this process may use.
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), requires = "measure")]
+    pub threads: Option<u16>,
     /// Print one JSON object.
     #[arg(long, help_heading = "Output")]
     pub json: bool,

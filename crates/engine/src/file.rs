@@ -150,6 +150,12 @@ impl ModelFile {
             // SAFETY: a mapping of a file that is only read: the pages come back from the file when they are touched.
             let _ = unsafe { map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
         }
+        // What parsing has allocated and freed, some megabytes for a large vocabulary, the allocator keeps unless asked.
+        #[cfg(all(target_os = "linux", target_env = "gnu"))]
+        // SAFETY: gives free memory back and touches nothing else.
+        unsafe {
+            libc::malloc_trim(0);
+        }
     }
     /// Fails when the file is shorter than it was; costs one system call.
     pub fn check(&self) -> Result<(), FileError> {

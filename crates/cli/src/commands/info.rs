@@ -1,18 +1,48 @@
 //! `info`: what this machine offers, what of it will be used, and why something will not.
 
 use crate::args::InfoArgs;
+use crate::engine;
 use crate::failure::Failure;
 use crate::models::{self, Source};
 use crate::output::{self, bytes, table};
 use crate::system::{System, missing_features};
 use nexaquant_engine::kernels::{BoundKernel, FORMATS, Format, ISA_ENV, Isa, Mode};
-use nexaquant_engine::{model::spec::ArchSpec, topology};
+use nexaquant_engine::m3::{MemoryRates, memory_rates};
+use nexaquant_engine::{Pool, PoolOptions, model::spec::ArchSpec, topology};
 use serde_json::{Value, json};
 
 const OPENCL: &str = "not built in yet: CPU only";
 
 pub fn info(args: &InfoArgs) -> Result<(), Failure> {
-    if args.json { output::print_json(&as_json()) } else { output::print(&as_text()) }
+    let rates = if args.measure { Some(measure(args.threads)?) } else { None };
+    if args.json {
+        output::print_json(&as_json(rates.as_ref()))
+    } else {
+        output::print(&as_text(rates.as_ref()))
+    }
+}
+
+fn measure(threads: Option<u16>) -> Result<MemoryRates, Failure> {
+    let mut pool = Pool::new(PoolOptions { threads: threads.map(usize::from), ..PoolOptions::default() })
+        .map_err(|error| engine::threads(&error))?;
+    Ok(memory_rates(&mut pool))
+}
+
+/// The same from a process of its own: for one whose own memory is being counted. `None` if that cannot be had.
+pub fn measured_elsewhere(threads: Option<usize>) -> Option<MemoryRates> {
+    let mut command = std::process::Command::new(std::env::current_exe().ok()?);
+    command.args(["info", "--measure", "--json"]);
+    if let Some(threads) = threads {
+        command.args(["--threads", &threads.to_string()]);
+    }
+    let output = command.stdin(std::process::Stdio::null()).output().ok()?;
+    let found: Value = serde_json::from_slice(&output.stdout).ok()?;
+    let rate = |name: &str| found[name].as_f64().filter(|rate| *rate > 0.0);
+    Some(MemoryRates {
+        copy: rate("memory_copy_bytes_per_s")?,
+        read: rate("memory_read_bytes_per_s")?,
+        threads: found["measured_threads"].as_u64()? as usize,
+    })
 }
 
 /// The instruction set in use and why, or why none is.
@@ -45,7 +75,7 @@ fn kernels(format: &'static Format, isa: Isa) -> [Option<String>; 2] {
     [int8, float].map(|kernel| kernel.map(|k| k.isa().to_string()))
 }
 
-fn as_text() -> String {
+fn as_text(rates: Option<&MemoryRates>) -> String {
     let system = System::here();
     let row = |name: &str, text: String| vec![name.to_owned(), text];
     let unknown = || "the system does not tell".to_owned();
@@ -108,6 +138,12 @@ fn as_text() -> String {
             None => "none".to_owned(),
         },
     ));
+    if let Some(rates) = rates {
+        let speed =
+            |what: f64| format!("{:.1} GB/s with {} threads, measured now", what / 1e9, rates.threads);
+        rows.push(row("copying", speed(rates.copy)));
+        rows.push(row("reading", speed(rates.read)));
+    }
     rows.push(row("OpenCL", OPENCL.to_owned()));
     text += &table(&rows, &[], "  ");
 
@@ -141,7 +177,7 @@ fn as_text() -> String {
     text
 }
 
-fn as_json() -> Value {
+fn as_json(rates: Option<&MemoryRates>) -> Value {
     let system = System::here();
     let t = topology();
     let limits = system.limits();
@@ -180,6 +216,9 @@ fn as_json() -> Value {
         "memory_bytes": system.memory().map(|m| m.0),
         "memory_available_bytes": system.memory().map(|m| m.1),
         "memory_limit_bytes": limits.bytes,
+        "memory_copy_bytes_per_s": rates.map(|rates| rates.copy),
+        "memory_read_bytes_per_s": rates.map(|rates| rates.read),
+        "measured_threads": rates.map(|rates| rates.threads),
         "opencl": { "available": false, "why": OPENCL },
         "models": models::BUNDLED.iter().map(model).collect::<Vec<_>>(),
         "formats": FORMATS.iter().map(format).collect::<Vec<_>>(),

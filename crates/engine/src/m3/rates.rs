@@ -1,4 +1,4 @@
-//! What this machine's memory does, measured beside a run: the limits that a report's figures stand next to.
+//! What this machine's memory does: the limits that a report's figures stand next to.
 
 use super::fill::JOB;
 use crate::threads::{Pool, Worker};
@@ -20,11 +20,12 @@ pub struct MemoryRates {
 
 /// Repeats; the median counts.
 const REPEATS: usize = 5;
+/// Bytes for all workers together: several times what the last cache of a processor holds.
+const REGIONS: usize = 256 << 20;
 
-/// Measures in some tens of milliseconds, in `bytes` of memory for all workers together: more than the caches hold, if that
-/// much may be taken. Zeros where the system gives none.
-pub fn memory_rates(pool: &mut Pool, bytes: usize) -> MemoryRates {
-    let region = (bytes / pool.threads() / 2).next_multiple_of(1 << 20);
+/// Measures in about a tenth of a second, in memory of its own. Zeros where the system gives none.
+pub fn memory_rates(pool: &mut Pool) -> MemoryRates {
+    let region = (REGIONS / pool.threads() / 2).next_multiple_of(1 << 20);
     let times = Mutex::new(Vec::new());
     pool.run(|worker: &Worker<'_>| {
         let (Ok(mut from), Ok(mut to)) =

@@ -7,6 +7,7 @@ mod report;
 mod show;
 
 use crate::args::{AnswerArgs, M3Args};
+use crate::commands::info;
 use crate::dialogue::Dialogue;
 use crate::engine;
 use crate::failure::Failure;
@@ -16,9 +17,9 @@ use crate::output;
 use crate::scenario::{self, Named};
 use nexaquant_engine::decide::Limits;
 use nexaquant_engine::m3::plan::{Rehearsal, Role, plan};
-use nexaquant_engine::m3::{Change, Memory, Pin, memory_rates};
+use nexaquant_engine::m3::{Change, Memory, Pin};
 use nexaquant_engine::scheduler::{Engine, EngineOptions, Event, Outcome, Request, Stream};
-use nexaquant_engine::{GenerateOptions, Model, SessionOptions};
+use nexaquant_engine::{GenerateOptions, Model, SessionOptions, topology};
 use report::Report;
 use show::Show;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -61,8 +62,9 @@ pub fn m3(mut args: M3Args) -> Result<(), Failure> {
     let session =
         SessionOptions { context: options.context.unwrap_or(needed).max(needed), ..options.session(0) };
 
-    // In a pool of its own, which is gone before the engine makes one.
-    let (planned, rates) = {
+    // In a pool of its own, which is gone before the engine makes one. What the run would be refused with, it is refused
+    // with here.
+    let planned = {
         let mut pool = engine::pool(&options)?;
         let answer = scenario.tokens as usize;
         let rehearsal = Rehearsal { memory: scenario.memory, session, filled: 0, answer };
@@ -73,12 +75,10 @@ pub fn m3(mut args: M3Args) -> Result<(), Failure> {
             prompt: longest(Some(i)),
         };
         let roles: Vec<Role> = scenario.models.iter().enumerate().map(role).collect();
-        // What the run would be refused with, it is refused with here.
-        let planned = plan(&roles, &rehearsal, &mut pool).map_err(Failure::input)?;
-        // No more memory than the run itself may take.
-        let bytes = usize::try_from(scenario.memory.budget).unwrap_or(usize::MAX).clamp(16 << 20, 128 << 20);
-        (planned, memory_rates(&mut pool, bytes + (16 << 20)))
+        plan(&roles, &rehearsal, &mut pool).map_err(Failure::input)?
     };
+    let rates = info::measured_elsewhere(options.pool.threads);
+    let threads = options.pool.threads.unwrap_or_else(|| topology().default_threads());
 
     let memory = Memory::new(scenario.memory).map_err(Failure::input)?;
     memory.record();
@@ -114,10 +114,10 @@ pub fn m3(mut args: M3Args) -> Result<(), Failure> {
         session,
         generate,
     };
-    stage.show.heading(&scenario, &models, &planned, rates.threads)?;
+    stage.show.heading(&scenario, &models, &planned, threads)?;
     let outcomes = if scenario.turn.is_some() { stage.together()? } else { stage.one_by_one()? };
     stage.hear_changes()?;
-    let report = Report::new(&scenario, &stage.memory, &planned, rates);
+    let report = Report::new(&scenario, &stage.memory, &planned, rates, threads);
     let queries: Vec<(&Asked, &str, Outcome)> = stage
         .asked
         .iter()

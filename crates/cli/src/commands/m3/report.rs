@@ -18,7 +18,9 @@ type Answered<'a> = (&'a Asked, &'a str, Outcome);
 pub struct Report<'a> {
     scenario: &'a Scenario,
     plan: &'a Plan,
-    rates: MemoryRates,
+    /// Of the machine, if they could be measured.
+    rates: Option<MemoryRates>,
+    threads: usize,
     block: u64,
     high_water: u64,
     moved: u64,
@@ -32,7 +34,13 @@ pub struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    pub fn new(scenario: &'a Scenario, memory: &Memory, plan: &'a Plan, rates: MemoryRates) -> Self {
+    pub fn new(
+        scenario: &'a Scenario,
+        memory: &Memory,
+        plan: &'a Plan,
+        rates: Option<MemoryRates>,
+        threads: usize,
+    ) -> Self {
         let trace = memory.trace();
         let rule = if scenario.memory.prefetch { Rule::Prefetch } else { Rule::Plain };
         let block = Bytes(memory.block() as u64);
@@ -42,6 +50,7 @@ impl<'a> Report<'a> {
             scenario,
             plan,
             rates,
+            threads,
             block: block.0,
             high_water: memory.books().high_water.0,
             moved: memory.stats().bytes_loaded.0,
@@ -103,13 +112,12 @@ impl<'a> Report<'a> {
         }
         let rate = |r: f64| format!("{:.2} GB/s", r / 1e9);
         let (cached, disk) = self.fill_rates();
-        let copy = self.rates.copy / self.threads();
         if let Some(cached) = cached {
-            let share = 100.0 * cached / copy.max(1.0);
-            line(
-                "filling from the page cache, a thread",
-                format!("{}, {share:.0} % of copying memory ({})", rate(cached), rate(copy)),
-            );
+            let beside = self
+                .copy()
+                .map(|copy| format!(", {:.0} % of copying memory ({})", 100.0 * cached / copy, rate(copy)));
+            let name = "filling from the page cache, a thread";
+            line(name, format!("{}{}", rate(cached), beside.unwrap_or_default()));
         }
         if let Some(disk) = disk {
             let plain = self.plan.models.iter().find(|model| !model.rate.cached);
@@ -119,7 +127,9 @@ impl<'a> Report<'a> {
             });
             line("filling from the disk", format!("{}{}", rate(disk), beside.unwrap_or_default()));
         }
-        line("reading memory, all threads", rate(self.rates.read));
+        if let Some(rates) = self.rates {
+            line("reading memory, all threads", rate(rates.read));
+        }
         text += &table(&rows, &[], "  ");
 
         text += "\nPredicted and measured\n";
@@ -147,8 +157,9 @@ impl<'a> Report<'a> {
         text
     }
 
-    fn threads(&self) -> f64 {
-        self.rates.threads.max(1) as f64
+    /// Bytes a second that a thread copies while all of them do.
+    fn copy(&self) -> Option<f64> {
+        self.rates.map(|rates| rates.copy / rates.threads.max(1) as f64)
     }
 
     pub fn as_json(&self, queries: &[Answered<'_>], events: &[Value]) -> Value {
@@ -203,12 +214,12 @@ impl<'a> Report<'a> {
             "optimum_prefetch_bytes": self.best_prefetch,
             "optimum_plain_bytes": self.best_plain,
             "peak_rss_bytes": self.peak_rss,
-            "threads": self.rates.threads,
+            "threads": self.threads,
             "fill_cached_bytes_per_s": cached,
             "fill_disk_bytes_per_s": disk,
-            "copy_bytes_per_s": self.rates.copy / self.threads(),
+            "copy_bytes_per_s": self.copy(),
             "plain_read_bytes_per_s": self.plan.models.iter().find(|m| !m.rate.cached).map(|m| m.rate.bytes_per_s),
-            "memory_read_bytes_per_s": self.rates.read,
+            "memory_read_bytes_per_s": self.rates.map(|rates| rates.read),
             "models": self.plan.models.iter().map(model).collect::<Vec<_>>(),
             "queries": queries.iter().map(query).collect::<Vec<_>>(),
             "events": events,
