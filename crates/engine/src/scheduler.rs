@@ -10,7 +10,7 @@
 use crate::decide::{self, Choice, Limits, Running, View};
 use crate::generate::{Answer, GenerateError, GenerateOptions, Generation, Progress};
 use crate::loader::Model;
-use crate::m3::{FillStats, Memory, MemoryError, Placed, ResidencyStats};
+use crate::m3::{FillStats, Memory, MemoryError, Placed, ResidencyStats, Tenancy};
 use crate::session::{Session, SessionError, SessionOptions};
 use crate::threads::{Pool, PoolOptions};
 use std::collections::BTreeMap;
@@ -210,6 +210,8 @@ impl Seat {
 
 struct Submission {
     seat: Seat,
+    /// Keeps the model until its session does.
+    tenancy: Option<Tenancy>,
     request: Request,
     events: Sender<Event>,
     alive: Weak<()>,
@@ -328,7 +330,13 @@ impl Engine {
 
     /// Takes a request. What comes of it arrives in the stream.
     pub fn submit(&self, request: Request) -> Result<Stream, SubmitError> {
-        let seat = self.seat(&request.model)?;
+        let (seat, tenancy) = match &*self.home {
+            Home::Memory(memory) => {
+                let (placed, tenancy) = memory.enter(&request.model)?;
+                (Seat::Placed(placed), Some(tenancy))
+            }
+            Home::Mapped(_) => (self.seat(&request.model)?, None),
+        };
         let waiting = self.taken.fetch_add(1, AcqRel);
         let place = Place(Arc::clone(&self.taken));
         if waiting >= self.most {
@@ -338,6 +346,7 @@ impl Engine {
         let alive = Arc::new(());
         let submission = Submission {
             seat,
+            tenancy,
             request,
             events: sender,
             alive: Arc::downgrade(&alive),
@@ -387,7 +396,7 @@ struct Job {
     service: Service,
     /// The turn it had its last pass in.
     turn: u64,
-    _place: Place,
+    place: Place,
 }
 
 struct Scheduler {
@@ -474,14 +483,18 @@ impl Scheduler {
     }
 
     fn admit(&mut self, submission: Submission) {
-        let Submission { seat, request, events, alive, arrived, place } = submission;
+        let Submission { seat, tenancy, request, events, alive, arrived, place } = submission;
         let opened = seat.open(&self.pool, request.session).map_err(RequestError::from).and_then(|session| {
             let answer = Answer::new(&session, request.prompt, request.generate)?;
             Ok::<_, RequestError>((session, answer))
         });
+        drop(tenancy);
         let (session, answer) = match opened {
             Ok(opened) => opened,
-            Err(error) => return drop(events.send(Event::Failed(error))),
+            Err(error) => {
+                drop((seat, place));
+                return drop(events.send(Event::Failed(error)));
+            }
         };
         let known = self.seats.iter().find(|(_, s)| s.is(&seat)).map(|(model, _)| *model);
         let model = known.unwrap_or_else(|| {
@@ -493,20 +506,8 @@ impl Scheduler {
         self.next_id += 1;
         let (served, turn) = (arrived, u64::MAX);
         let begun = None;
-        let job = Job {
-            id,
-            model,
-            session,
-            answer,
-            events,
-            alive,
-            arrived,
-            begun,
-            served,
-            service,
-            turn,
-            _place: place,
-        };
+        let job =
+            Job { id, model, session, answer, events, alive, arrived, begun, served, service, turn, place };
         self.jobs.push(job);
         self.news = true;
     }
@@ -540,9 +541,9 @@ impl Scheduler {
             let jobs = &self.jobs;
             self.seats.retain(|(model, _)| jobs.iter().any(|job| job.model == *model));
             self.news = true;
-            let Job { session, answer, events, service, .. } = job;
-            // Its memory is free before anybody hears of the end.
-            drop(session);
+            let Job { session, answer, events, service, place, .. } = job;
+            // Its memory and its place are free before anybody hears of the end.
+            drop((session, place));
             let _ = events.send(match over {
                 Ok(()) => Event::Done(Box::new(Outcome { generation: answer.finish(), service })),
                 Err(error) => Event::Failed(error),
