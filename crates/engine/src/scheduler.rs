@@ -337,11 +337,11 @@ impl Engine {
             }
             Home::Mapped(_) => (self.seat(&request.model)?, None),
         };
-        let waiting = self.taken.fetch_add(1, AcqRel);
-        let place = Place(Arc::clone(&self.taken));
-        if waiting >= self.most {
+        let one_more = |taken: usize| (taken < self.most).then_some(taken + 1);
+        if let Err(waiting) = self.taken.fetch_update(AcqRel, Acquire, one_more) {
             return Err(SubmitError::Busy { waiting });
         }
+        let place = Place(Arc::clone(&self.taken));
         let (sender, events) = channel();
         let alive = Arc::new(());
         let submission = Submission {
@@ -448,8 +448,6 @@ impl Scheduler {
     fn run(&mut self) {
         loop {
             if self.jobs.is_empty() {
-                // Seats must not keep models that are to be removed.
-                self.seats.clear();
                 match self.inbox.recv() {
                     Ok(command) => self.obey(command),
                     Err(_) => return,
@@ -464,9 +462,18 @@ impl Scheduler {
             }
             let before = self.jobs.len();
             self.jobs.retain(|job| job.alive.strong_count() > 0);
-            self.news |= self.jobs.len() != before;
+            if self.jobs.len() != before {
+                self.news = true;
+                self.clear_seats();
+            }
             self.pass();
         }
+    }
+
+    /// Seats must not keep models that nobody asks any more: they may have been removed.
+    fn clear_seats(&mut self) {
+        let jobs = &self.jobs;
+        self.seats.retain(|(model, _)| jobs.iter().any(|job| job.model == *model));
     }
 
     fn obey(&mut self, command: Command) {
@@ -514,13 +521,15 @@ impl Scheduler {
 
     /// Makes one pass for whoever is next.
     fn pass(&mut self) {
+        // One instant for all, or those that are looked at later would seem to have waited longer.
+        let now = Instant::now();
         let requests: Vec<decide::Request> = self
             .jobs
             .iter()
             .map(|job| decide::Request {
                 id: job.id,
                 model: job.model,
-                waited: job.served.elapsed(),
+                waited: now.saturating_duration_since(job.served),
                 passes: job.answer.passes_left(job.session.batch()),
             })
             .collect();
@@ -538,8 +547,7 @@ impl Scheduler {
         self.last = Some(choice.request);
         if let Some(over) = over {
             let job = self.jobs.swap_remove(at);
-            let jobs = &self.jobs;
-            self.seats.retain(|(model, _)| jobs.iter().any(|job| job.model == *model));
+            self.clear_seats();
             self.news = true;
             let Job { session, answer, events, service, place, .. } = job;
             // Its memory and its place are free before anybody hears of the end.
