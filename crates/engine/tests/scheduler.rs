@@ -292,7 +292,7 @@ fn too_many_are_refused_until_one_is_over() {
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    for _ in 0..20_000 {
+                    for _ in 0..2000 {
                         let refused = engine.submit(request("gamma", 9, 1, 1)).unwrap_err();
                         assert!(matches!(refused, SubmitError::Busy { waiting: 2 }), "{refused}");
                     }
@@ -581,11 +581,9 @@ fn a_removed_model_goes_with_its_last_request() {
             gone
         });
         // Not only because the other one was over as well.
-        for _ in 0..3 {
-            assert!(
-                matches!(next(&stays), Some(Event::Text(_))),
-                "a removed model stays with its last request gone"
-            );
+        for _ in 0..8 {
+            let over = matches!(next(&stays), None | Some(Event::Done(_) | Event::Failed(_)));
+            assert!(!over, "a removed model stays though its last request has gone");
         }
     }
 }
