@@ -5,7 +5,7 @@
 
 use nexaquant_engine::decide::Limits;
 use nexaquant_engine::kernels::KvType;
-use nexaquant_engine::m3::{Memory, MemoryError, MemoryOptions};
+use nexaquant_engine::m3::{Class, Memory, MemoryError, MemoryOptions};
 use nexaquant_engine::sampler::SamplingParams;
 use nexaquant_engine::scheduler::{
     Engine, EngineOptions, Event, Outcome, Request, RequestError, Stream, SubmitError,
@@ -513,7 +513,9 @@ fn models_take_turns_of_as_many_passes_as_said() {
                 if blocks(&first) {
                     break (streams, first);
                 }
-                streams.iter().for_each(|stream| drop(end(stream)));
+                for stream in &streams {
+                    let _ = end(stream);
+                }
             };
             for stream in &streams {
                 let service = done(stream).service;
@@ -532,7 +534,9 @@ fn models_take_turns_of_as_many_passes_as_said() {
                 if blocks(&first) {
                     break (pair, single);
                 }
-                pair.iter().chain([&single]).for_each(|stream| drop(end(stream)));
+                for stream in pair.iter().chain([&single]) {
+                    let _ = end(stream);
+                }
             };
             for stream in &pair {
                 let service = done(stream).service;
@@ -544,6 +548,28 @@ fn models_take_turns_of_as_many_passes_as_said() {
             assert_eq!((service.passes, service.turns), (12, 12 / turn_passes));
         }
     }
+}
+
+#[test]
+fn only_the_running_request_has_buffers() {
+    let engine = engine(&["alpha"], options(Some(AMPLE), 2));
+    // Prompts of one token: all steps are alike.
+    let most = |requests: u64| {
+        let streams: Vec<Stream> =
+            (0..requests).map(|seed| engine.submit(request("alpha", 1, 20, seed)).unwrap()).collect();
+        let (mut most, mut caches) = (0, 0);
+        for stream in &streams {
+            while next(stream).is_some() {
+                let books = engine.memory().unwrap().books();
+                most = most.max(books.of(Class::Scratch).0);
+                caches = caches.max(books.of(Class::Kv).0);
+            }
+        }
+        (most, caches)
+    };
+    let (one, all) = (most(1), most(4));
+    assert!(one.0 > 0 && all.0 == one.0, "buffers of one request: {}, of four: {}", one.0, all.0);
+    assert_eq!(all.1, 4 * one.1, "caches stay");
 }
 
 #[test]

@@ -150,7 +150,9 @@ impl Source for Unruly {
 
     fn read_cached(&self, mut offset: u64, to: &mut [std::io::IoSliceMut<'_>]) -> std::io::Result<bool> {
         // Allowed in any case but success.
-        to.iter_mut().for_each(|slice| slice.fill(0xaa));
+        for slice in to.iter_mut() {
+            slice.fill(0xaa);
+        }
         if !self.ask(Way::Cached)? {
             return Ok(false);
         }
