@@ -10,7 +10,7 @@
 use crate::decide::{self, Choice, Limits, Running, View};
 use crate::generate::{Answer, GenerateError, GenerateOptions, Generation, Progress};
 use crate::loader::Model;
-use crate::m3::{FillStats, Memory, MemoryError, Placed, ResidencyStats};
+use crate::m3::{FillStats, Memory, MemoryError, Placed, ResidencyStats, Tenancy};
 use crate::session::{Session, SessionError, SessionOptions};
 use crate::threads::{Pool, PoolOptions};
 use std::collections::BTreeMap;
@@ -210,6 +210,8 @@ impl Seat {
 
 struct Submission {
     seat: Seat,
+    /// Keeps the model until its session does.
+    tenancy: Option<Tenancy>,
     request: Request,
     events: Sender<Event>,
     alive: Weak<()>,
@@ -328,16 +330,23 @@ impl Engine {
 
     /// Takes a request. What comes of it arrives in the stream.
     pub fn submit(&self, request: Request) -> Result<Stream, SubmitError> {
-        let seat = self.seat(&request.model)?;
-        let waiting = self.taken.fetch_add(1, AcqRel);
-        let place = Place(Arc::clone(&self.taken));
-        if waiting >= self.most {
+        let (seat, tenancy) = match &*self.home {
+            Home::Memory(memory) => {
+                let (placed, tenancy) = memory.enter(&request.model)?;
+                (Seat::Placed(placed), Some(tenancy))
+            }
+            Home::Mapped(_) => (self.seat(&request.model)?, None),
+        };
+        let one_more = |taken: usize| (taken < self.most).then_some(taken + 1);
+        if let Err(waiting) = self.taken.fetch_update(AcqRel, Acquire, one_more) {
             return Err(SubmitError::Busy { waiting });
         }
+        let place = Place(Arc::clone(&self.taken));
         let (sender, events) = channel();
         let alive = Arc::new(());
         let submission = Submission {
             seat,
+            tenancy,
             request,
             events: sender,
             alive: Arc::downgrade(&alive),
@@ -387,7 +396,7 @@ struct Job {
     service: Service,
     /// The turn it had its last pass in.
     turn: u64,
-    _place: Place,
+    place: Place,
 }
 
 struct Scheduler {
@@ -439,8 +448,6 @@ impl Scheduler {
     fn run(&mut self) {
         loop {
             if self.jobs.is_empty() {
-                // Seats must not keep models that are to be removed.
-                self.seats.clear();
                 match self.inbox.recv() {
                     Ok(command) => self.obey(command),
                     Err(_) => return,
@@ -455,9 +462,18 @@ impl Scheduler {
             }
             let before = self.jobs.len();
             self.jobs.retain(|job| job.alive.strong_count() > 0);
-            self.news |= self.jobs.len() != before;
+            if self.jobs.len() != before {
+                self.news = true;
+                self.clear_seats();
+            }
             self.pass();
         }
+    }
+
+    /// Seats must not keep models that nobody asks any more: they may have been removed.
+    fn clear_seats(&mut self) {
+        let jobs = &self.jobs;
+        self.seats.retain(|(model, _)| jobs.iter().any(|job| job.model == *model));
     }
 
     fn obey(&mut self, command: Command) {
@@ -474,14 +490,18 @@ impl Scheduler {
     }
 
     fn admit(&mut self, submission: Submission) {
-        let Submission { seat, request, events, alive, arrived, place } = submission;
+        let Submission { seat, tenancy, request, events, alive, arrived, place } = submission;
         let opened = seat.open(&self.pool, request.session).map_err(RequestError::from).and_then(|session| {
             let answer = Answer::new(&session, request.prompt, request.generate)?;
             Ok::<_, RequestError>((session, answer))
         });
+        drop(tenancy);
         let (session, answer) = match opened {
             Ok(opened) => opened,
-            Err(error) => return drop(events.send(Event::Failed(error))),
+            Err(error) => {
+                drop((seat, place));
+                return drop(events.send(Event::Failed(error)));
+            }
         };
         let known = self.seats.iter().find(|(_, s)| s.is(&seat)).map(|(model, _)| *model);
         let model = known.unwrap_or_else(|| {
@@ -493,33 +513,23 @@ impl Scheduler {
         self.next_id += 1;
         let (served, turn) = (arrived, u64::MAX);
         let begun = None;
-        let job = Job {
-            id,
-            model,
-            session,
-            answer,
-            events,
-            alive,
-            arrived,
-            begun,
-            served,
-            service,
-            turn,
-            _place: place,
-        };
+        let job =
+            Job { id, model, session, answer, events, alive, arrived, begun, served, service, turn, place };
         self.jobs.push(job);
         self.news = true;
     }
 
     /// Makes one pass for whoever is next.
     fn pass(&mut self) {
+        // One instant for all, or those that are looked at later would seem to have waited longer.
+        let now = Instant::now();
         let requests: Vec<decide::Request> = self
             .jobs
             .iter()
             .map(|job| decide::Request {
                 id: job.id,
                 model: job.model,
-                waited: job.served.elapsed(),
+                waited: now.saturating_duration_since(job.served),
                 passes: job.answer.passes_left(job.session.batch()),
             })
             .collect();
@@ -537,12 +547,11 @@ impl Scheduler {
         self.last = Some(choice.request);
         if let Some(over) = over {
             let job = self.jobs.swap_remove(at);
-            let jobs = &self.jobs;
-            self.seats.retain(|(model, _)| jobs.iter().any(|job| job.model == *model));
+            self.clear_seats();
             self.news = true;
-            let Job { session, answer, events, service, .. } = job;
-            // Its memory is free before anybody hears of the end.
-            drop(session);
+            let Job { session, answer, events, service, place, .. } = job;
+            // Its memory and its place are free before anybody hears of the end.
+            drop((session, place));
             let _ = events.send(match over {
                 Ok(()) => Event::Done(Box::new(Outcome { generation: answer.finish(), service })),
                 Err(error) => Event::Failed(error),

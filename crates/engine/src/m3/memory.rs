@@ -7,7 +7,7 @@ use super::arena::Arena;
 use super::blocks::Blocks;
 use super::cut::{Grid, Part, RowTooBig, cut, sizes};
 use super::fill::{FillStats, Filler};
-use super::placed::{Placed, Resident};
+use super::placed::{Placed, Resident, Tenancy};
 use super::source::{Io, SECTOR, Source, source};
 use super::{Bytes, Image, Pin};
 use crate::cpu::Sizes;
@@ -393,6 +393,16 @@ impl Memory {
         let core = self.lock();
         let resident = core.names.get(name).ok_or_else(|| core.unknown(name))?;
         Ok(Placed::new(self.clone(), Arc::clone(resident)))
+    }
+
+    /// The same, and the right to it: from here on the model is in use.
+    pub(crate) fn enter(&self, name: &str) -> Result<(Placed, Tenancy), MemoryError> {
+        let core = self.lock();
+        let resident = core.names.get(name).ok_or_else(|| core.unknown(name))?;
+        let placed = Placed::new(self.clone(), Arc::clone(resident));
+        // Under the lock, so that nobody removes it in between.
+        let tenancy = placed.enter();
+        Ok((placed, tenancy))
     }
 
     /// All names, in order.
