@@ -227,7 +227,8 @@ fn the_smallest_budget_is_enough() {
     for turn in [&[][..], &["--turn", "2"]] {
         let run = m3(&[&["-n", "8"], turn].concat());
         let least = number(&run, "smallest_budget_bytes");
-        let args = [&["-n", "8", "--budget", &least.to_string()], turn].concat();
+        let budget = least.to_string();
+        let args = [&["-n", "8", "--budget", &budget], turn].concat();
         let small = m3(&args);
         books_are_in_order(&small, "smallest");
         assert_eq!(number(&small, "smallest_budget_bytes"), least);
