@@ -115,7 +115,12 @@ pub fn m3(mut args: M3Args) -> Result<(), Failure> {
         generate,
     };
     stage.show.heading(&scenario, &models, &planned, rates.threads)?;
-    let outcomes = if scenario.turn.is_some() { stage.together()? } else { stage.one_by_one()? };
+    let outcomes = if scenario.turn.is_some() { stage.together() } else { stage.one_by_one() };
+    if outcomes.is_err() {
+        // The error is what matters, even if this cannot be printed.
+        drop(stage.show.broken_off());
+    }
+    let outcomes = outcomes?;
     stage.hear_changes()?;
     let report = Report::new(&scenario, &stage.memory, &planned, rates);
     let queries: Vec<(&Asked, &str, Outcome)> = stage
@@ -205,6 +210,7 @@ impl Stage {
                 }
             }
         }
+        self.show.answered_together()?;
         Ok(outcomes.into_iter().flatten().collect())
     }
 
