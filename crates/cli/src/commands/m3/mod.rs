@@ -216,10 +216,13 @@ impl Stage {
 
     /// What a stream said; `None` if nothing yet.
     fn heard(&self, event: Result<Event, RecvTimeoutError>) -> Result<Option<Event>, Failure> {
+        // Also of a model that always has something to say.
+        if self.interrupt.is_set() {
+            return Err(Failure::Interrupted);
+        }
         match event {
             Ok(Event::Failed(error)) => Err(Failure::input(error)),
             Ok(event) => Ok(Some(event)),
-            Err(RecvTimeoutError::Timeout) if self.interrupt.is_set() => Err(Failure::Interrupted),
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => {
                 Err(Failure::Internal("the engine has stopped".to_owned()))
