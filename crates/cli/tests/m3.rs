@@ -428,7 +428,7 @@ fn ctrl_c_ends_it_at_once() {
         (&["--rounds", "1000"][..], "  [#"),
         // It never pauses.
         (&["alpha", "--rounds", "3000"], "  [#"),
-        (&["--rounds", "1000", "--turn", "4", "--events", "all"], "page in"),
+        (&["--rounds", "50", "--turn", "4", "--budget", "400MB", "--events", "all"], "page in"),
     ] {
         let piped = std::process::Stdio::piped;
         let mut child =
