@@ -168,6 +168,17 @@ pub enum PlanError {
     /// A step has no room.
     #[error(transparent)]
     Eval(#[from] EvalError),
+    /// The budget cannot hold what the longest answer takes.
+    #[error(
+        "a budget of {budget} bytes is too small for these models and tokens; the smallest budget that would do is \
+         {smallest} bytes"
+    )]
+    TooSmall {
+        /// The budget.
+        budget: u64,
+        /// The smallest that would have done.
+        smallest: u64,
+    },
     /// A sample of a file cannot be read.
     #[error("{path}: {source}")]
     Sample {
@@ -200,6 +211,21 @@ const SETTLING: usize = 2;
 /// # Errors
 /// What a run would be refused with.
 pub fn plan(roles: &[Role], rehearsal: &Rehearsal, pool: &mut Pool) -> Result<Plan, PlanError> {
+    let smallest = smallest(roles, rehearsal, pool);
+    let budget = rehearsal.memory.budget;
+    match fits(roles, rehearsal, budget, pool) {
+        Ok(()) => {}
+        // Says what to do about the pin.
+        Err(
+            error @ PlanError::Memory(MemoryError::Residency(nexaquant_residency::Error::PinTooBig {
+                ..
+            })),
+        ) => {
+            return Err(error);
+        }
+        Err(_) if smallest < MOST => return Err(PlanError::TooSmall { budget, smallest }),
+        Err(error) => return Err(error),
+    }
     let memory = Memory::new(rehearsal.memory)?;
     let mut rates = Vec::new();
     let mut placed = Vec::new();
@@ -249,7 +275,7 @@ pub fn plan(roles: &[Role], rehearsal: &Rehearsal, pool: &mut Pool) -> Result<Pl
     }
     let high_water = memory.books().high_water.0;
     drop((placed, memory));
-    Ok(Plan { models: plans, high_water, smallest_budget: smallest(roles, rehearsal, pool) })
+    Ok(Plan { models: plans, high_water, smallest_budget: smallest })
 }
 
 /// All bytes, and as much time as if every pass took the median: the first few try whether one thread would be faster,
@@ -265,9 +291,12 @@ fn typical(passes: &[Passes]) -> Passes {
     }
 }
 
+/// More than any budget.
+const MOST: u64 = 1 << 50;
+
 /// The smallest budget, to 4 KiB, under which each of the models can answer while the others have their places.
 fn smallest(roles: &[Role], rehearsal: &Rehearsal, pool: &Pool) -> u64 {
-    let (mut low, mut high) = (0, 1u64 << 50);
+    let (mut low, mut high) = (0, MOST);
     while high - low > 4096 {
         let middle = low.midpoint(high);
         match fits(roles, rehearsal, middle, pool) {

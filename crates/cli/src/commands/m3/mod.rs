@@ -115,7 +115,12 @@ pub fn m3(mut args: M3Args) -> Result<(), Failure> {
         generate,
     };
     stage.show.heading(&scenario, &models, &planned, threads)?;
-    let outcomes = if scenario.turn.is_some() { stage.together()? } else { stage.one_by_one()? };
+    let outcomes = if scenario.turn.is_some() { stage.together() } else { stage.one_by_one() };
+    if outcomes.is_err() {
+        // The error is what matters, even if this cannot be printed.
+        drop(stage.show.broken_off());
+    }
+    let outcomes = outcomes?;
     stage.hear_changes()?;
     let report = Report::new(&scenario, &stage.memory, &planned, rates, threads);
     let queries: Vec<(&Asked, &str, Outcome)> = stage
@@ -205,15 +210,19 @@ impl Stage {
                 }
             }
         }
+        self.show.answered_together()?;
         Ok(outcomes.into_iter().flatten().collect())
     }
 
     /// What a stream said; `None` if nothing yet.
     fn heard(&self, event: Result<Event, RecvTimeoutError>) -> Result<Option<Event>, Failure> {
+        // Also of a model that always has something to say.
+        if self.interrupt.is_set() {
+            return Err(Failure::Interrupted);
+        }
         match event {
             Ok(Event::Failed(error)) => Err(Failure::input(error)),
             Ok(event) => Ok(Some(event)),
-            Err(RecvTimeoutError::Timeout) if self.interrupt.is_set() => Err(Failure::Interrupted),
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => {
                 Err(Failure::Internal("the engine has stopped".to_owned()))

@@ -42,6 +42,8 @@ pub struct Show {
     bar: bool,
     /// Before the first token of an answer.
     switching: bool,
+    /// All queries are asked at once.
+    together: bool,
     /// The last line is an answer's and goes on.
     open: bool,
     /// Bytes of a part in memory before the load or eviction under way.
@@ -62,6 +64,7 @@ impl Show {
             used: 0,
             bar: false,
             switching: false,
+            together: false,
             open: false,
             before: HashMap::new(),
             streamed: BTreeMap::new(),
@@ -102,6 +105,7 @@ impl Show {
         threads: usize,
     ) -> Result<(), Failure> {
         self.budget = scenario.memory.budget;
+        self.together = scenario.turn.is_some();
         let total: u64 = plan.models.iter().map(|model| model.weight_bytes).sum();
         let policy = format!("{:?}", scenario.memory.policy).to_lowercase().replace("twolevel", "two-level");
         let mut text = format!(
@@ -136,6 +140,12 @@ impl Show {
         self.draw_bar()
     }
 
+    /// It ends in the middle of something: what comes next begins a line of its own.
+    pub fn broken_off(&mut self) -> Result<(), Failure> {
+        let end = if std::mem::take(&mut self.open) { "\n" } else { "" };
+        if self.bar || !end.is_empty() { self.print(end) } else { Ok(()) }
+    }
+
     /// A piece of an answer.
     pub fn text(&mut self, text: &str, memory: &Memory) -> Result<(), Failure> {
         if std::mem::take(&mut self.switching) {
@@ -157,12 +167,23 @@ impl Show {
         }
         self.used = memory.books().used().0;
         let mut text = String::new();
-        if self.events != Events::All {
-            text += &streams(&self.streamed);
+        // Of queries that are asked at once no answer has the streams for itself.
+        if !self.together {
+            text += &self.streams();
         }
-        self.streamed.clear();
         text += &format!("  {DIM}{}{END}\n", measured(outcome));
         self.print(&text)
+    }
+
+    /// What came in while all queries were answered at once.
+    pub fn answered_together(&mut self) -> Result<(), Failure> {
+        let text = self.streams();
+        if text.is_empty() { Ok(()) } else { self.print(&format!("\nDuring all answers\n{text}")) }
+    }
+
+    fn streams(&mut self) -> String {
+        let streamed = std::mem::take(&mut self.streamed);
+        if self.events == Events::All { String::new() } else { streams(&streamed) }
     }
 
     /// A part came, went, or shrank.
