@@ -58,7 +58,7 @@ fn every_call_may_fail(name: &str, budget: u64, stride: usize) {
                 break;
             }
         }
-        assert!(failing > 0 && tried > 8, "{name}: {failing} of {tried}");
+        assert!(failing > 0 && tried > 5, "{name}: {failing} of {tried}");
     }
 }
 
@@ -66,12 +66,11 @@ fn every_call_may_fail(name: &str, budget: u64, stride: usize) {
 fn whichever_read_fails_the_step_is_an_error_and_the_next_try_works() {
     let tiny = model("golden/llama_tq1_0");
     every_call_may_fail("golden/llama_tq1_0", least(&tiny) + (32 << 10), 1);
-    every_call_may_fail("alpha", 1200 << 10, 97);
+    every_call_may_fail("alpha", 1200 << 10, 149);
 }
 
 #[test]
 fn a_source_that_stays_broken_fails_every_step_until_it_is_whole_again() {
-    use std::sync::atomic::AtomicBool;
     let model = model("golden/llama_k_quants");
     let script = Script::new(&model);
     for (threads, prefetch, far) in ways() {
