@@ -17,7 +17,7 @@ use nexaquant_kernels::KvType;
 use nexaquant_residency::{Class, Error};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 use std::time::Duration;
 
 /// A context that all test models have; two chunks to the longest step.
@@ -214,6 +214,15 @@ fn assert_sound(memory: &Memory) {
     let books = memory.books();
     assert!(books.used() <= books.budget, "{books:?}");
     memory.audit();
+}
+
+/// Ends the threads beside a test, also when the test fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
 }
 
 /// Everything is returned when the sessions are gone and the models removed; and the memory itself goes.

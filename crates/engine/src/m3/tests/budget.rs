@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::kv::{KvLayout, PAGE};
-use std::sync::atomic::AtomicBool;
 
 #[test]
 fn a_budget_changes_between_steps_and_nothing_else_does() {
@@ -88,28 +87,42 @@ fn a_budget_changes_at_any_time_and_no_step_fails() {
         // The cache and the larger of the buffers are part of it.
         let small = memory.smallest_budget() + (32 << 10);
         assert!(small < full / 2, "{small} {full}");
-        let (stop, changes) = (AtomicBool::new(false), AtomicU64::new(0));
+        let (stop, passes) = (AtomicBool::new(false), AtomicU64::new(0));
+        let mut changes = 0;
         std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let refused = [0, 1000, u64::MAX];
-                for k in 0.. {
-                    if stop.load(Acquire) {
-                        return;
+            let other = scope.spawn(|| {
+                let _stop = Stop(&stop);
+                let mut changes = 0;
+                while !stop.load(SeqCst) {
+                    for budget in [full, small + (full - small) / 2, small] {
+                        // Refused as long as leases are in the way.
+                        while memory.set_budget(budget).is_err() && !stop.load(SeqCst) {}
+                        changes += 1;
+                        for refused in [0, 1000, u64::MAX] {
+                            memory.set_budget(refused).unwrap_err();
+                        }
+                        let books = memory.books();
+                        assert!(books.used() <= books.budget);
+                        // All of the model is in memory then, and is leased in one go.
+                        let seen = passes.load(SeqCst);
+                        while budget == full && passes.load(SeqCst) < seen + 2 && !stop.load(SeqCst) {
+                            std::thread::yield_now();
+                        }
                     }
-                    let changed = memory.set_budget([small, full, small + (full - small) / 2][k % 3]);
-                    changes.fetch_add(u64::from(changed.is_ok()), Relaxed);
-                    memory.set_budget(refused[k % 3]).unwrap_err();
-                    let books = memory.books();
-                    assert!(books.used() <= books.budget);
                 }
+                changes
             });
-            for _ in 0..rounds {
-                session.truncate(0);
-                script.check(&mut session, &mut pool);
+            {
+                let _stop = Stop(&stop);
+                for _ in 0..rounds {
+                    session.truncate(0);
+                    script.check(&mut session, &mut pool);
+                    passes.fetch_add(1, SeqCst);
+                }
             }
-            stop.store(true, Release);
+            changes = other.join().unwrap();
         });
-        assert!(changes.into_inner() > 2);
+        assert!(changes > 2, "{changes} changes");
         assert_sound(&memory);
         drop((session, placed));
         assert_empties(memory);

@@ -58,7 +58,7 @@ fn every_call_may_fail(name: &str, budget: u64, stride: usize) {
                 break;
             }
         }
-        assert!(failing > 0 && tried > 8, "{name}: {failing} of {tried}");
+        assert!(failing > 0 && tried > 5, "{name}: {failing} of {tried}");
     }
 }
 
@@ -71,7 +71,6 @@ fn whichever_read_fails_the_step_is_an_error_and_the_next_try_works() {
 
 #[test]
 fn a_source_that_stays_broken_fails_every_step_until_it_is_whole_again() {
-    use std::sync::atomic::AtomicBool;
     let model = model("golden/llama_k_quants");
     let script = Script::new(&model);
     for (threads, prefetch, far) in ways() {

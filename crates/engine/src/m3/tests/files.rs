@@ -101,6 +101,27 @@ fn a_truncated_file_is_an_error_and_other_models_go_on() {
     }
 }
 
+/// Nothing has to be read any more, and yet nobody can say what was read before the file was cut.
+#[cfg(unix)]
+#[test]
+fn a_truncated_file_is_an_error_also_when_all_of_it_is_in_memory() {
+    let (_dir, file) = copy("golden/llama_tied");
+    let model = load(&file);
+    let memory = memory(4 << 20);
+    let placed = memory.add("it", &model).unwrap();
+    let mut pool = crew(1);
+    let mut session = Session::placed(&placed, &pool, SESSION).unwrap();
+    Script::new(&model).check(&mut session, &mut pool);
+    let tokens = session.tokens().len();
+    let size = std::fs::metadata(&file).unwrap().len();
+    std::fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(size - 1).unwrap();
+    let error = step(&mut session, &mut pool, &[1]).unwrap_err();
+    assert!(matches!(error, EvalError::File(FileError::Truncated { .. })), "{error}");
+    assert_eq!(session.tokens().len(), tokens);
+    drop((session, placed));
+    assert_empties(memory);
+}
+
 /// `cp` writes a new model into the old file: the same file by its number, and yet another model.
 #[cfg(unix)]
 #[test]

@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::m3::{Pin, Placed, State};
-use std::sync::atomic::AtomicBool;
 
 fn session(placed: &Placed, pool: &Pool) -> Session {
     Session::placed(placed, pool, SESSION).unwrap()
@@ -137,8 +136,9 @@ fn models_come_and_go_while_a_session_runs() {
             let (memory, stop, rounds, main, small, twin) = (&memory, &stop, &rounds, &main, &small, &twin);
             let placed = &placed;
             scope.spawn(move || {
+                let _stop = Stop(stop);
                 let (own, alias) = (format!("own {k}"), format!("alias {k}"));
-                while !stop.load(Acquire) {
+                while !stop.load(SeqCst) {
                     // Both threads want this name, for different models.
                     let shared = memory.add("shared", if k == 0 { small } else { twin });
                     assert!(matches!(shared, Ok(_) | Err(MemoryError::NameTaken { .. })));
@@ -161,15 +161,13 @@ fn models_come_and_go_while_a_session_runs() {
                 }
             });
         }
-        for _ in 0..15 {
+        let _stop = Stop(&stop);
+        let mut passes = 0;
+        while (passes < 15 || rounds.load(Relaxed) < 20) && !stop.load(SeqCst) {
             running.truncate(0);
             script.check(&mut running, &mut pool);
+            passes += 1;
         }
-        while rounds.load(Relaxed) < 20 {
-            running.truncate(0);
-            script.check(&mut running, &mut pool);
-        }
-        stop.store(true, Release);
     });
     assert_sound(&memory);
     drop((running, placed));

@@ -260,7 +260,7 @@ fn run(seed: u64, models: &[Model], turns: usize) -> [usize; 3] {
 fn random_operations_keep_every_promise() {
     let models: Vec<Model> = MODELS.iter().map(|name| model(name)).collect();
     let mut sums = [0; 3];
-    for seed in 0..80 {
+    for seed in 0..40 {
         let run = std::panic::AssertUnwindSafe(|| run(seed, &models, 500));
         match std::panic::catch_unwind(run) {
             Ok(counts) => sums.iter_mut().zip(counts).for_each(|(sum, n)| *sum += n),
@@ -272,7 +272,7 @@ fn random_operations_keep_every_promise() {
     }
     let [steps, read, room] = sums;
     println!("{steps} steps; {read} reads and {room} steps for lack of room have failed");
-    assert!(steps > 5000 && read > 200 && room > 200, "{sums:?}");
+    assert!(steps > 4000 && read > 100 && room > 100, "{sums:?}");
 }
 
 /// Threads that know nothing of each other, in one memory: there is no telling which of their wishes can be granted, but
