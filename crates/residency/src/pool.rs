@@ -291,7 +291,7 @@ impl<S: Store> Pool<S> {
     pub fn set_budget(&mut self, budget: Bytes) -> Result<(), Error> {
         self.settle();
         let floor = self.smallest_budget();
-        if floor > budget.times(2) {
+        if floor > budget {
             return Err(self.over_budget(Subject::Budget, floor, budget, floor));
         }
         while self.loading > 0 && self.ledger.books().used() > budget {
