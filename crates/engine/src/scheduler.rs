@@ -5,13 +5,14 @@
 //! next, and makes one pass for that one. Models come and go through the [`Engine`] handle meanwhile.
 //!
 //! A request that does not run keeps its keys and values and gives back everything else; when it runs again it goes on
-//! where it was.
+//! where it was. If the keys and values of all of them do not fit the budget together, the request that came last gives
+//! its own up and waits until another one is over; then they are computed again. Nobody fails who would fit alone.
 
 use crate::decide::{self, Choice, Limits, Running, View};
 use crate::generate::{Answer, GenerateError, GenerateOptions, Generation, Progress};
 use crate::loader::Model;
 use crate::m3::{FillStats, Memory, MemoryError, Placed, ResidencyStats, Tenancy};
-use crate::session::{Session, SessionError, SessionOptions};
+use crate::session::{EvalError, Session, SessionError, SessionOptions};
 use crate::threads::{Pool, PoolOptions};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -396,6 +397,8 @@ struct Job {
     service: Service,
     /// The turn it had its last pass in.
     turn: u64,
+    /// Its keys and values did not fit beside those of others; it waits until one of them is over.
+    stalled: bool,
     place: Place,
 }
 
@@ -463,8 +466,7 @@ impl Scheduler {
             let before = self.jobs.len();
             self.jobs.retain(|job| job.alive.strong_count() > 0);
             if self.jobs.len() != before {
-                self.news = true;
-                self.clear_seats();
+                self.resettle();
             }
             self.pass();
         }
@@ -480,6 +482,8 @@ impl Scheduler {
         match command {
             Command::Submit(submission) => self.admit(*submission),
             Command::SetBudget(budget, reply) => {
+                // Buffers come back when they are needed.
+                self.jobs.iter_mut().for_each(|job| job.session.rest());
                 let done = match self.memory() {
                     Some(memory) => memory.set_budget(budget),
                     None => Err(MemoryError::Unbounded),
@@ -512,9 +516,22 @@ impl Scheduler {
         let (id, service) = (self.next_id, Service::default());
         self.next_id += 1;
         let (served, turn) = (arrived, u64::MAX);
-        let begun = None;
-        let job =
-            Job { id, model, session, answer, events, alive, arrived, begun, served, service, turn, place };
+        let (begun, stalled) = (None, false);
+        let job = Job {
+            id,
+            model,
+            session,
+            answer,
+            events,
+            alive,
+            arrived,
+            begun,
+            served,
+            service,
+            turn,
+            stalled,
+            place,
+        };
         self.jobs.push(job);
         self.news = true;
     }
@@ -526,6 +543,7 @@ impl Scheduler {
         let requests: Vec<decide::Request> = self
             .jobs
             .iter()
+            .filter(|job| !job.stalled)
             .map(|job| decide::Request {
                 id: job.id,
                 model: job.model,
@@ -543,12 +561,17 @@ impl Scheduler {
         self.running = Some(choice.running(self.running));
         self.turn += u64::from(choice.begins);
         let Some(at) = self.jobs.iter().position(|job| job.id == choice.request) else { return };
-        let over = self.step(at);
+        let mut over = self.step(at);
         self.last = Some(choice.request);
+        if let Some(Err(RequestError::Generate(GenerateError::Eval(EvalError::Budget(error))))) = &over
+            && error.is_for_lack_of_room()
+            && self.preempt(at)
+        {
+            over = None;
+        }
         if let Some(over) = over {
             let job = self.jobs.swap_remove(at);
-            self.clear_seats();
-            self.news = true;
+            self.resettle();
             let Job { session, answer, events, service, place, .. } = job;
             // Its memory and its place are free before anybody hears of the end.
             drop((session, place));
@@ -557,6 +580,31 @@ impl Scheduler {
                 Err(error) => Event::Failed(error),
             });
         }
+    }
+
+    /// Somebody has gone: seats of models without jobs go, there may be room again, and other turns are to come.
+    fn resettle(&mut self) {
+        self.clear_seats();
+        self.jobs.iter_mut().for_each(|job| job.stalled = false);
+        self.news = true;
+    }
+
+    /// Makes room for the job at `at`, whose step found none: whoever came last of those that hold keys and values gives
+    /// them up, and waits until a request is over. False if there is no other. The request that came first never is
+    /// the one, so somebody always goes on.
+    fn preempt(&mut self, at: usize) -> bool {
+        let holds = |job: &Job| job.session.bytes() > 0;
+        if !self.jobs.iter().enumerate().any(|(i, job)| i != at && holds(job)) {
+            return false;
+        }
+        let id = self.jobs[at].id;
+        let candidates = self.jobs.iter_mut().filter(|job| job.id == id || job.session.bytes() > 0);
+        let Some(last) = candidates.max_by_key(|job| job.id) else { return false };
+        last.session.truncate(0);
+        last.session.rest();
+        last.stalled = true;
+        self.news = true;
+        true
     }
 
     /// Tells the memory who is expected when.

@@ -374,6 +374,30 @@ fn a_cache_without_room_fails_alone_and_says_what_would_do() {
     assert_eq!(engine.memory().unwrap().books().used().0, 0);
 }
 
+/// Each fits alone, all together do not: whoever came last waits, computes its keys and values again, and says the same.
+#[test]
+fn caches_that_do_not_fit_together_take_turns() {
+    for (turn, threads) in [(1, 2), (7, 1)] {
+        let mut options = options(Some(1_600_000), turn);
+        options.pool = pool(threads);
+        let engine = engine(&["alpha"], options);
+        let requests: Vec<Request> =
+            (0..5).map(|seed| request("alpha", 20 + seed as u32, 70, seed)).collect();
+        let streams: Vec<Stream> = requests.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
+        let mut passes = 0;
+        for (request, stream) in requests.iter().zip(&streams) {
+            let outcome = done(stream);
+            assert_eq!(outcome.generation.tokens, wanted(request));
+            passes += outcome.service.passes as usize;
+        }
+        // Prompts take a pass or more, and some were computed again.
+        assert!(passes > requests.len() * 72, "{passes} passes: nobody had to give way");
+        let books = engine.memory().unwrap().books();
+        assert!(books.high_water <= books.budget);
+        until("something leaks", || engine.memory().unwrap().books().of(Class::Kv).0 == 0);
+    }
+}
+
 #[test]
 fn the_budget_changes_while_requests_run() {
     let engine = engine(&BIG, options(Some(8 << 20), 2));

@@ -146,6 +146,11 @@ pub enum MemoryError {
 }
 
 impl MemoryError {
+    /// Whether it would go away if others gave something back.
+    pub(crate) fn is_for_lack_of_room(&self) -> bool {
+        matches!(self, MemoryError::Residency(Error::OverBudget { .. }))
+    }
+
     /// No model of that name among `known`.
     pub(crate) fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> Self {
         let known: Vec<&str> = known.map(String::as_str).collect();
