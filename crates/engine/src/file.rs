@@ -142,6 +142,16 @@ impl ModelFile {
             _ => false,
         }
     }
+    /// Says whether small pieces here and there will be read next, or everything in order. Without that the system reads
+    /// megabytes around every small tensor that is looked at.
+    pub(crate) fn expect_pieces(&self, pieces: bool) {
+        #[cfg(unix)]
+        if let Source::Mapped(_, map, ..) = &self.bytes {
+            let _ = map.advise(if pieces { memmap2::Advice::Random } else { memmap2::Advice::Normal });
+        }
+        #[cfg(not(unix))]
+        let _ = pieces;
+    }
     /// Lets go of the pages that reading through the mapping has brought into this process; they stay in the system's
     /// cache. For a model whose weights are read another way from here on.
     pub(crate) fn forget_pages(&self) {
@@ -168,6 +178,38 @@ impl ModelFile {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Tells which bytes of a file the system's cache holds. A mapping that nobody ever touches.
+#[cfg(target_os = "linux")]
+#[derive(Debug)]
+pub(crate) struct Probe(memmap2::Mmap);
+
+#[cfg(target_os = "linux")]
+impl Probe {
+    pub(crate) fn new(file: &File) -> std::io::Result<Self> {
+        // SAFETY: no byte of it is read.
+        unsafe { memmap2::Mmap::map(file) }.map(Self)
+    }
+
+    /// Whether all of the range is cached. Asking reads nothing, unlike a read that is told not to wait, which makes the
+    /// system read ahead. True where it does not tell: of files that others own.
+    pub(crate) fn is_cached(&self, offset: u64, len: usize) -> bool {
+        const PAGE: usize = 4096;
+        let Some(from) = usize::try_from(offset).ok().filter(|from| from + len <= self.0.len()) else {
+            return true;
+        };
+        let (start, end) = (from / PAGE * PAGE, from + len);
+        let mut pages = [0u8; 64];
+        (start..end).step_by(PAGE * pages.len()).all(|at| {
+            let bytes = (end - at).min(PAGE * pages.len());
+            // SAFETY: a range of the mapping, from a page's start on, and room for its pages.
+            let told = unsafe {
+                libc::mincore(self.0.as_ptr().add(at).cast_mut().cast(), bytes, pages.as_mut_ptr().cast())
+            };
+            told != 0 || pages[..bytes.div_ceil(PAGE)].iter().all(|page| page & 1 == 1)
+        })
     }
 }
 

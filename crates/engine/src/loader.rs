@@ -175,7 +175,9 @@ impl Inner {
         let ops = Ops::new(isa).ok_or(LoadCause::NoIsa(isa))?;
         let gguf = Gguf::parse(file.bytes())?;
         let arch = Architecture::from_gguf(&gguf)?;
+        file.expect_pieces(true);
         let weights = WeightTable::bind(&arch, &gguf, &file, options.activations, isa)?;
+        file.expect_pieces(false);
         let tokenizer = Tokenizer::from_metadata(&gguf.metadata)?;
         let (tokens, rows) = (tokenizer.vocab_size(), arch.vocab);
         if tokens != rows {

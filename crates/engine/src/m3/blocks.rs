@@ -22,6 +22,10 @@ impl Blocks {
     pub fn new(block: usize, count: usize) -> std::io::Result<Self> {
         let bytes = block.checked_mul(count).ok_or(std::io::ErrorKind::OutOfMemory)?;
         let map = MmapOptions::new().len(bytes.max(block)).no_reserve_swap().map_anon()?;
+        #[cfg(target_os = "linux")]
+        if block >= 256 << 10 {
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
         Ok(Self { map: map.into(), block })
     }
 

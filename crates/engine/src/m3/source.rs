@@ -58,8 +58,13 @@ impl Source for Static {
 /// A file that is open.
 struct Opened {
     file: File,
-    /// The same past the page cache.
-    direct: Option<File>,
+    past: Option<PastCache>,
+}
+
+/// The same file past the page cache.
+struct PastCache {
+    file: File,
+    probe: os::Probe,
 }
 
 fn short() -> Error {
@@ -92,6 +97,7 @@ fn read_at(file: &File, to: &mut [u8], offset: u64) -> Result<usize> {
 #[cfg(target_os = "linux")]
 mod os {
     use super::{File, IoSliceMut, Result, short};
+    pub(super) use crate::file::Probe;
     use rustix::io::{Errno, ReadWriteFlags};
 
     pub(super) fn read_cached(
@@ -125,6 +131,11 @@ mod os {
         rustix::fs::open(path, flags, Mode::empty()).ok().map(File::from)
     }
 
+    /// Tells the system not to read ahead.
+    pub(super) fn expect_rows(file: &File) {
+        let _ = rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::Random);
+    }
+
     /// Tells the system that the range will be read soon.
     pub(super) fn will_need(file: &File, offset: u64, len: usize) {
         let _ = rustix::fs::fadvise(
@@ -153,7 +164,17 @@ mod os {
     pub(super) fn direct(_: &File) -> Option<File> {
         None
     }
+    pub(super) struct Probe;
+    impl Probe {
+        pub(super) fn new(_: &File) -> Result<Self> {
+            Ok(Self)
+        }
+        pub(super) fn is_cached(&self, _: u64, _: usize) -> bool {
+            true
+        }
+    }
     pub(super) fn will_need(_: &File, _: u64, _: usize) {}
+    pub(super) fn expect_rows(_: &File) {}
     pub(super) fn could_be_cached(_: u64) -> bool {
         true
     }
@@ -165,6 +186,10 @@ impl Source for Opened {
     }
 
     fn read_cached(&self, mut offset: u64, to: &mut [IoSliceMut<'_>]) -> Result<bool> {
+        let len = to.iter().map(|slice| slice.len()).sum();
+        if self.past.as_ref().is_some_and(|past| !past.probe.is_cached(offset, len)) {
+            return Ok(false);
+        }
         if let Some(answer) = os::read_cached(&self.file, offset, to)? {
             return Ok(answer);
         }
@@ -176,11 +201,11 @@ impl Source for Opened {
     }
 
     fn takes_sectors(&self) -> bool {
-        self.direct.is_some()
+        self.past.is_some()
     }
 
     fn read_far(&self, offset: u64, block: &mut [u8], at: usize, len: usize) -> Result<()> {
-        let Some(direct) = &self.direct else {
+        let Some(PastCache { file: direct, .. }) = &self.past else {
             os::will_need(&self.file, offset, len);
             return self.read(offset, &mut block[at..at + len]);
         };
@@ -220,8 +245,14 @@ pub(crate) fn source(file: &ModelFile, io: Io, sectors: bool) -> Result<Box<dyn 
         Io::Direct => sectors,
         Io::Cached => false,
     };
-    let direct = if past { os::direct(&opened) } else { None };
-    Ok(Box::new(Opened { file: opened, direct }))
+    let past =
+        past.then(|| Some(PastCache { file: os::direct(&opened)?, probe: os::Probe::new(&opened).ok()? }));
+    let past = past.flatten();
+    if past.is_some() {
+        // What is read through the cache then is single rows.
+        os::expect_rows(&opened);
+    }
+    Ok(Box::new(Opened { file: opened, past }))
 }
 
 #[cfg(test)]

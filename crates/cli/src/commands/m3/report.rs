@@ -222,6 +222,8 @@ impl<'a> Report<'a> {
             "optimum_plain_bytes": self.best_plain,
             "peak_rss_bytes": self.peak_rss,
             "threads": self.threads,
+            "fill_cached_bytes": self.fill.cached_bytes,
+            "fill_disk_bytes": self.fill.disk_bytes,
             "fill_cached_bytes_per_s": cached,
             "fill_disk_bytes_per_s": disk,
             "copy_bytes_per_s": self.copy(),
