@@ -26,12 +26,8 @@ pub(crate) trait Source: Send + Sync {
     fn read(&self, offset: u64, to: &mut [u8]) -> Result<()>;
     /// Fills the slices, one behind another, with the bytes at `offset`, if that takes no waiting. False if it would; the
     /// slices may be changed then all the same.
-    fn read_cached(&self, mut offset: u64, to: &mut [IoSliceMut<'_>]) -> Result<bool> {
-        for slice in to {
-            self.read(offset, slice)?;
-            offset += slice.len() as u64;
-        }
-        Ok(true)
+    fn read_cached(&self, offset: u64, to: &mut [IoSliceMut<'_>]) -> Result<bool> {
+        read_each(self, offset, to).map(|()| true)
     }
     /// Fills `block[at..at + len]` with the bytes at `offset`, for bytes that are not cached. May write the sectors
     /// around that range if it takes sectors: then `block` and `at` are aligned as the file is.
@@ -42,6 +38,19 @@ pub(crate) trait Source: Send + Sync {
     fn takes_sectors(&self) -> bool {
         false
     }
+}
+
+/// Fills the slices, one behind another, waiting as long as it takes.
+pub(super) fn read_each(
+    source: &(impl Source + ?Sized),
+    mut offset: u64,
+    to: &mut [IoSliceMut<'_>],
+) -> Result<()> {
+    for slice in to {
+        source.read(offset, slice)?;
+        offset += slice.len() as u64;
+    }
+    Ok(())
 }
 
 /// Part of the program.
@@ -185,7 +194,7 @@ impl Source for Opened {
         read_exact_at(&self.file, offset, to)
     }
 
-    fn read_cached(&self, mut offset: u64, to: &mut [IoSliceMut<'_>]) -> Result<bool> {
+    fn read_cached(&self, offset: u64, to: &mut [IoSliceMut<'_>]) -> Result<bool> {
         let len = to.iter().map(|slice| slice.len()).sum();
         if self.past.as_ref().is_some_and(|past| !past.probe.is_cached(offset, len)) {
             return Ok(false);
@@ -193,11 +202,7 @@ impl Source for Opened {
         if let Some(answer) = os::read_cached(&self.file, offset, to)? {
             return Ok(answer);
         }
-        for slice in to {
-            self.read(offset, slice)?;
-            offset += slice.len() as u64;
-        }
-        Ok(true)
+        read_each(self, offset, to).map(|()| true)
     }
 
     fn takes_sectors(&self) -> bool {

@@ -148,7 +148,7 @@ impl Source for Unruly {
         self.real.read(offset, to)
     }
 
-    fn read_cached(&self, mut offset: u64, to: &mut [std::io::IoSliceMut<'_>]) -> std::io::Result<bool> {
+    fn read_cached(&self, offset: u64, to: &mut [std::io::IoSliceMut<'_>]) -> std::io::Result<bool> {
         // Allowed in any case but success.
         for slice in to.iter_mut() {
             slice.fill(0xaa);
@@ -156,11 +156,7 @@ impl Source for Unruly {
         if !self.ask(Way::Cached)? {
             return Ok(false);
         }
-        for slice in to {
-            self.real.read(offset, slice)?;
-            offset += slice.len() as u64;
-        }
-        Ok(true)
+        super::source::read_each(&*self.real, offset, to).map(|()| true)
     }
 
     fn read_far(&self, offset: u64, block: &mut [u8], at: usize, len: usize) -> std::io::Result<()> {

@@ -67,11 +67,6 @@ impl<'a> Report<'a> {
         if self.scenario.memory.prefetch { self.best_prefetch } else { self.best_plain }
     }
 
-    /// Rehearsed with one query at a time, each with its own cache; of several at once it is not known.
-    fn smallest_budget(&self) -> Option<u64> {
-        self.scenario.turn.is_none().then_some(self.plan.smallest_budget)
-    }
-
     fn policy(&self) -> &'static str {
         match self.scenario.memory.policy {
             PolicyName::TwoLevel => "two-level",
@@ -110,9 +105,7 @@ impl<'a> Report<'a> {
         let mut line = |name: &str, value: String| rows.push(vec![name.to_owned(), value]);
         let budget = self.scenario.memory.budget;
         line("ledger, high-water mark", format!("{} bytes of {budget}", self.high_water));
-        if let Some(least) = self.smallest_budget() {
-            line("smallest budget that would do", format!("{least} bytes"));
-        }
+        line("smallest budget that would do", format!("{} bytes", self.plan.smallest_budget));
         if let Some(peak) = self.peak_rss {
             let beyond = peak.saturating_sub(budget);
             line("process, peak (VmHWM)", format!("{}, {} beyond the budget", bytes(peak), bytes(beyond)));
@@ -210,7 +203,7 @@ impl<'a> Report<'a> {
         json!({
             "budget_bytes": self.scenario.memory.budget,
             "high_water_bytes": self.high_water,
-            "smallest_budget_bytes": self.smallest_budget(),
+            "smallest_budget_bytes": self.plan.smallest_budget,
             "block_bytes": self.block,
             "policy": self.policy(),
             "prefetch": self.scenario.memory.prefetch,

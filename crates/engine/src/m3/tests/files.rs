@@ -20,25 +20,34 @@ fn load(file: &Path) -> Model {
 #[cfg(unix)]
 #[test]
 fn a_deleted_or_replaced_file_goes_on_with_its_bytes() {
-    for replaced in [false, true] {
+    // Before the model gets its place, or while it runs.
+    for (replaced, early) in [(false, false), (false, true), (true, false), (true, true)] {
         let (_dir, file) = copy("alpha");
         let model = load(&file);
         let script = Script::new(&model);
+        let lose = || {
+            if replaced {
+                let other = file.with_extension("other");
+                std::fs::write(&other, vec![0x5a; 5 << 20]).unwrap();
+                std::fs::rename(&other, &file).unwrap();
+            } else {
+                std::fs::remove_file(&file).unwrap();
+            }
+        };
+        if early {
+            lose();
+        }
         let memory = memory(1200 << 10);
         let placed = memory.add("it", &model).unwrap();
         let mut pool = crew(2);
         let mut session = Session::placed(&placed, &pool, SESSION).unwrap();
         let (first, rest) = script.0.split_first().unwrap();
         assert!(step(&mut session, &mut pool, first.0).unwrap() == first.1);
-        if replaced {
-            let other = file.with_extension("other");
-            std::fs::write(&other, vec![0x5a; 1 << 20]).unwrap();
-            std::fs::rename(&other, &file).unwrap();
-        } else {
-            std::fs::remove_file(&file).unwrap();
+        if !early {
+            lose();
         }
         for (tokens, wanted) in rest {
-            assert!(step(&mut session, &mut pool, tokens).unwrap() == *wanted, "replaced {replaced}");
+            assert!(step(&mut session, &mut pool, tokens).unwrap() == *wanted, "{replaced} {early}");
         }
         assert!(memory.stats().evictions > 0, "nothing streams");
         drop((session, placed));
