@@ -185,6 +185,15 @@ enum Home {
     Mapped(Mutex<BTreeMap<String, Model>>),
 }
 
+impl Home {
+    fn memory(&self) -> Option<&Memory> {
+        match self {
+            Home::Memory(memory) => Some(memory),
+            Home::Mapped(_) => None,
+        }
+    }
+}
+
 /// A model's place.
 #[derive(Clone)]
 enum Seat {
@@ -272,10 +281,7 @@ impl Engine {
 
     /// The memory, if there is a budget.
     pub fn memory(&self) -> Option<&Memory> {
-        match &*self.home {
-            Home::Memory(memory) => Some(memory),
-            Home::Mapped(_) => None,
-        }
+        self.home.memory()
     }
 
     fn mapped(models: &Mutex<BTreeMap<String, Model>>) -> MutexGuard<'_, BTreeMap<String, Model>> {
@@ -442,10 +448,7 @@ impl Scheduler {
     }
 
     fn memory(&self) -> Option<&Memory> {
-        match &*self.home {
-            Home::Memory(memory) => Some(memory),
-            Home::Mapped(_) => None,
-        }
+        self.home.memory()
     }
 
     fn run(&mut self) {
@@ -631,10 +634,7 @@ impl Scheduler {
 
     /// One step of a job; how it ended if it did.
     fn step(&mut self, at: usize) -> Option<Result<(), RequestError>> {
-        let memory = match &*self.home {
-            Home::Memory(memory) => Some(memory),
-            Home::Mapped(_) => None,
-        };
+        let memory = self.home.memory();
         let (job, pool) = (&mut self.jobs[at], &mut self.pool);
         let start = Instant::now();
         if job.begun.is_none() {

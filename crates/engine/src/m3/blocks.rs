@@ -9,6 +9,11 @@ use memmap2::{MmapOptions, MmapRaw};
 use std::ops::Range;
 use std::sync::Arc;
 
+/// From this size of block on, huge pages are asked for: fewer misses when kernels read. Not with small blocks, of which one
+/// in use would hold memory for many.
+#[cfg(target_os = "linux")]
+const HUGE: usize = 256 << 10;
+
 /// Equal blocks. Who may touch which follows from [`super::arena`]: a block is written while its part is loading, by
 /// the one job it belongs to, and only read while the part is loaded.
 #[derive(Debug)]
@@ -23,7 +28,7 @@ impl Blocks {
         let bytes = block.checked_mul(count).ok_or(std::io::ErrorKind::OutOfMemory)?;
         let map = MmapOptions::new().len(bytes.max(block)).no_reserve_swap().map_anon()?;
         #[cfg(target_os = "linux")]
-        if block >= 256 << 10 {
+        if block >= HUGE {
             let _ = map.advise(memmap2::Advice::HugePage);
         }
         Ok(Self { map: map.into(), block })

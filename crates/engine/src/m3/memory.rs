@@ -35,6 +35,11 @@ pub enum PolicyName {
 }
 
 impl PolicyName {
+    /// As reports have it.
+    pub fn name(self) -> &'static str {
+        self.policy().name()
+    }
+
     /// Makes it.
     pub fn policy(self) -> Box<dyn Policy> {
         match self {

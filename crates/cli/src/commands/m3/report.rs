@@ -9,7 +9,7 @@ use crate::system::System;
 use nexaquant_engine::m3::plan::Plan;
 use nexaquant_engine::m3::policy::belady::{Parts, Rule, optimum};
 use nexaquant_engine::m3::policy::{Lru, replay};
-use nexaquant_engine::m3::{Bytes, FillStats, Memory, MemoryRates, PolicyName};
+use nexaquant_engine::m3::{Bytes, FillStats, Memory, MemoryRates};
 use nexaquant_engine::scheduler::Outcome;
 use serde_json::{Value, json};
 
@@ -68,10 +68,7 @@ impl<'a> Report<'a> {
     }
 
     fn policy(&self) -> &'static str {
-        match self.scenario.memory.policy {
-            PolicyName::TwoLevel => "two-level",
-            PolicyName::Lru => "lru",
-        }
+        self.scenario.memory.policy.name()
     }
 
     /// Bytes a second that came from the page cache, a thread; from the disk.

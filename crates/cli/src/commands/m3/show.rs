@@ -107,7 +107,7 @@ impl Show {
         self.budget = scenario.memory.budget;
         self.together = scenario.turn.is_some();
         let total: u64 = plan.models.iter().map(|model| model.weight_bytes).sum();
-        let policy = format!("{:?}", scenario.memory.policy).to_lowercase().replace("twolevel", "two-level");
+        let policy = scenario.memory.policy.name();
         let mut text = format!(
             "{BOLD}{} model{} with {} of weights under one budget of {}{END}: policy {policy}, {}, blocks of {}, \
              {threads} thread{}\n",
