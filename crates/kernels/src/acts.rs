@@ -6,8 +6,9 @@
 //! The int8 form of one column is one record, 64-byte aligned:
 //!
 //! ```text
-//! q       i8  [padded]        round(x * 127 / max|x|) of its group, in -127..=127; zero beyond `cols`
-//! sums16  i16 [padded / 16]   sum of q over every 16 values
+//! q       i8  [padded]        round(x * 127 / max|x|) of its group, in -127..=127; zero beyond `cols`;
+//!                             value e of the column is q[grain.place(e)]
+//! sums16  i16 [padded / 16]   sum over every 16 neighbours in q
 //! scales  f32 [groups]        x is about q * scale
 //! sums    i32 [groups]        sum of q over the group
 //! ```
@@ -25,6 +26,18 @@ pub enum Grain {
     B256,
     /// The whole column: what BitNet-style models are trained with.
     Column,
+}
+
+impl Grain {
+    /// Where in `q` a value of the column is. Columns for ternary weights lie as the planes of 2-bit formats do, so that
+    /// one vector of weights meets one vector of activations: of 256 values, the 32 at `128 g + 32 l` are at
+    /// `64 l + 32 g`. Runs of 32 stay together.
+    pub fn place(self, e: usize) -> usize {
+        match self {
+            Grain::B32 | Grain::B256 => e,
+            Grain::Column => e / 256 * 256 + e % 128 / 32 * 64 + e % 256 / 128 * 32 + e % 32,
+        }
+    }
 }
 
 /// `cols` are padded to this many values, with zeros.
@@ -111,12 +124,12 @@ impl<'a> I8Cols<'a> {
         let stride = self.layout.record_bytes() / 64;
         &self.lines[column * stride..(column + 1) * stride]
     }
-    /// The int8 values of a column, [`Layout::padded`] of them.
+    /// The int8 values of a column, [`Layout::padded`] of them, in the order of [`Grain::place`].
     pub fn q(&self, column: usize) -> &'a [i8] {
         // SAFETY: the record holds `padded` bytes of i8 at offset 0 (length checked in `new`).
         unsafe { std::slice::from_raw_parts(self.record(column).as_ptr().cast(), self.layout.padded()) }
     }
-    /// Sums over every 16 values of a column.
+    /// Sums over every 16 neighbours in [`I8Cols::q`].
     pub fn sums16(&self, column: usize) -> &'a [i16] {
         let l = self.layout;
         // SAFETY: inside the record by the layout; `sums16_at` is a multiple of 256, so aligned; any bits are an i16.

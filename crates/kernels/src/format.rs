@@ -10,7 +10,7 @@ use crate::out::Out;
 use std::fmt;
 use std::ops::Range;
 
-/// What a kernel is called with: consecutive rows of one matrix times up to [`MAX_COLUMNS`] columns.
+/// What a kernel is called with: consecutive rows of one matrix times at least one column.
 pub(crate) struct Call<'a, 'o> {
     /// The rows' bytes, exactly.
     pub weights: &'a [u8],
@@ -23,9 +23,6 @@ pub(crate) struct Call<'a, 'o> {
     /// One f32 per row and column.
     pub out: Out<'o>,
 }
-
-/// Most columns of one kernel call; [`BoundKernel::run`] cuts more into groups.
-pub const MAX_COLUMNS: usize = 8;
 
 /// Longest row: codes up to 3, times 127, still sum to an i32.
 pub const MAX_ROW: usize = 1 << 22;
@@ -283,7 +280,7 @@ impl BoundKernel {
     ///
     /// # Panics
     /// When formats, shapes or the activations' kind do not agree.
-    pub fn run(&self, weights: &Weights<'_>, acts: &Acts<'_>, mut out: Out<'_>) {
+    pub fn run(&self, weights: &Weights<'_>, acts: &Acts<'_>, out: Out<'_>) {
         assert_eq!(weights.format.name, self.format.name, "weights of another format");
         assert_eq!(acts.cols(), weights.cols, "activation length");
         assert!(out.rows() == weights.rows && out.n() == acts.n(), "result window");
@@ -292,21 +289,14 @@ impl BoundKernel {
             (Acts::F32(_), None) => {}
             _ => panic!("{self:?} got the other kind of activations"),
         }
-        let mut from = 0;
-        while from < acts.n() {
-            let n = (acts.n() - from).min(MAX_COLUMNS);
-            let mut call = Call {
-                weights: weights.bytes,
-                cols: weights.cols,
-                scale: weights.scale,
-                acts: acts.slice(from, n),
-                out: out.columns(from, n),
-            };
-            // SAFETY: `new` checked that the instruction set is present; the asserts above and `Weights::new`
-            // make the call's lengths agree.
-            unsafe { (self.kernel)(&mut call) }
-            from += n;
+        if acts.n() == 0 {
+            return;
         }
+        let mut call =
+            Call { weights: weights.bytes, cols: weights.cols, scale: weights.scale, acts: *acts, out };
+        // SAFETY: `new` checked that the instruction set is present; the asserts above and `Weights::new` make the
+        // call's lengths agree.
+        unsafe { (self.kernel)(&mut call) }
     }
 }
 

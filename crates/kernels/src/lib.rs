@@ -15,7 +15,7 @@ mod out;
 mod simd;
 
 pub use acts::{Acts, F32Cols, Grain, I8Cols, Layout, Line};
-pub use format::{BoundKernel, Format, MAX_COLUMNS, MAX_ROW, Mode, Weights, WeightsError};
+pub use format::{BoundKernel, Format, MAX_ROW, Mode, Weights, WeightsError};
 pub use formats::FORMATS;
 pub use isa::{ISA_ENV, Isa, IsaError};
 pub use ops::{Activation, KvRows, KvType, Ops, Pairing};

@@ -82,3 +82,40 @@ fn products_agree_with_a_sequential_f64_sum() {
         }
     }
 }
+
+/// Many columns, and rows of one scale each as trained models have: the path that unpacks a tile of rows for all of them;
+/// rows with more scales among them, which must leave it.
+#[test]
+fn tiles_of_rows_return_the_bits_of_scalar() {
+    let mut rng = Rng(0x0dd_ba11);
+    for &format in FORMATS.iter().filter(|f| f.ternary) {
+        for (rows, cols, n, mixed) in [
+            (32, 256, 12, false),
+            (37, 1280, 29, false),
+            (1, 2304, 16, false),
+            (70, 512, 13, true),
+            (16, 2560, 31, true),
+        ] {
+            let mut values = vec![0f32; rows * cols];
+            for (r, row) in values.chunks_exact_mut(cols).enumerate() {
+                for (e, w) in row.iter_mut().enumerate() {
+                    let scale = if mixed && r == rows / 2 { (1 + e / 256) as f32 } else { (1 + r) as f32 };
+                    *w = ((rng.next() % 3) as f32 - 1.0)
+                        * if format.tail_bytes > 0 { 0.5 } else { scale / 64.0 };
+                }
+            }
+            let mut bytes = vec![0; format.tensor_bytes(rows, cols).unwrap()];
+            format.quantize(&values, cols, &mut bytes);
+            let w = Weights::new(format, &bytes, rows, cols).unwrap();
+            let x = columns(cols, n, &mut rng);
+            let oracle = run(BoundKernel::new(format, Mode::Int8, Isa::Scalar).unwrap(), &w, &x, n);
+            for isa in Isa::available() {
+                let kernel = BoundKernel::new(format, Mode::Int8, isa).unwrap();
+                let all = run(kernel, &w, &x, n);
+                for (i, (a, b)) in all.iter().zip(&oracle).enumerate() {
+                    assert_eq!(a.to_bits(), b.to_bits(), "{kernel:?} {rows}x{cols}x{n} element {i}: {a} {b}");
+                }
+            }
+        }
+    }
+}

@@ -12,11 +12,12 @@
 //! of 128. Blocks have no scale of their own, so every row is one run.
 
 use super::Blocks;
-use super::ternary::{Ternary, ternarize, ternary_float};
+use super::ternary::{Ternary, ternarize, ternary_float, two_bit_planes, two_bit_row};
 use crate::format::Format;
-use crate::simd::{Bytes, Lanes};
+use crate::simd::Bytes;
+use half::f16;
 
-pub(super) static FORMAT: Format = Format { ternary: true, tail_bytes: TAIL, ..Format::quantized::<I2S>() };
+pub(super) static FORMAT: Format = Format { tail_bytes: TAIL, ..Format::ternary::<I2S>() };
 
 /// Bytes after the last row.
 const TAIL: usize = 32;
@@ -52,11 +53,7 @@ fn code(block: &[u8], e: usize) -> u8 {
 impl Ternary for I2S {
     #[inline(always)]
     fn scale_bits(_: &[u8]) -> u16 {
-        0
-    }
-    #[inline(always)]
-    unsafe fn scale_value<L: Lanes>(_: u16) -> f32 {
-        1.0
+        f16::ONE.to_bits()
     }
     fn codes(block: &[u8], out: &mut [u8]) {
         for (e, c) in out.iter_mut().enumerate() {
@@ -65,13 +62,14 @@ impl Ternary for I2S {
     }
 
     #[inline(always)]
-    unsafe fn codes64<S: Bytes>(block: &[u8], group: usize) -> S::V {
-        let qs = block.as_ptr();
-        // SAFETY: 32 bytes of codes in the block; `S` is enabled by the caller.
-        unsafe {
-            let planes = if group == 0 { S::load_shr::<6, 4>(qs) } else { S::load_shr::<2, 0>(qs) };
-            S::and(planes, S::splat_u8(3))
-        }
+    unsafe fn planes<S: Bytes>(step: &[u8]) -> [S::V; 4] {
+        // SAFETY: a step is two blocks of 32 bytes, or the last one of a row.
+        unsafe { two_bit_planes::<Self, S, true>(step) }
+    }
+    #[inline(always)]
+    unsafe fn row<S: Bytes>(row: &[u8], q: *const i8) -> S::V {
+        // SAFETY: as above; the rest by the caller.
+        unsafe { two_bit_row::<Self, S, true>(row, q) }
     }
 }
 

@@ -32,6 +32,7 @@ mod q6_k;
 mod q8_0;
 mod superblocks;
 mod ternary;
+mod tile;
 mod tq1_0;
 mod tq2_0;
 
@@ -217,7 +218,9 @@ macro_rules! entry_points {
     };
 }
 
+use ternary::{Ternary, ternary_rows};
 entry_points!(int8_kernels, Int8Row, int8_scalar, int8_rows);
+entry_points!(ternary_kernels, Ternary, int8_scalar, ternary_rows);
 entry_points!(float_kernels, FloatRow, float_scalar, float_rows);
 
 impl Format {

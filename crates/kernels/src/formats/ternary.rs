@@ -5,6 +5,10 @@
 //! enters the result as `acc = fma(sum as f32, scale, acc)`. A row has one run in files of models trained
 //! ternary, and may have one a block. At the end the column's scale and the tensor's are multiplied in.
 //!
+//! Three bodies share that result. One column: a row is one pass over its bytes that hopes for a single run, and goes
+//! again by runs where it was wrong. A few columns: by runs, a row's codes unpacked once for all of them. Many, and
+//! registers enough: a tile of rows is unpacked for all columns ([`super::tile`]).
+//!
 //! **Float activations: additions and subtractions only.** f32 values are added to or subtracted from 32 f64
 //! lanes (lane e % 32 takes element e), so nothing is lost to cancellation; one multiplication per run applies
 //! its scale. Four vectors of lanes let four chains of additions overlap.
@@ -12,32 +16,109 @@
 //! The code 3, which two bits can spell and no encoder writes, counts as +2 in dequantizing and in the int8
 //! product and as 0 in the float product: the same on every instruction set.
 
-use super::{Blocks, Column, Int8Row};
-use crate::acts::Grain;
+use super::{Blocks, Column, FloatRow, Int8Row, int8_rows, row_bytes, ternary_kernels, tile};
+use crate::acts::{Acts, Grain};
+use crate::format::{Call, Format};
 use crate::simd::scalar::Scalar;
 use crate::simd::{Bytes, Lanes};
 
-/// What a ternary format provides; `BLOCK` is a multiple of 64, up to 256.
+/// What a ternary format provides; `BLOCK` is 128 or 256.
+///
+/// Vector code takes a row in *steps* of 256 weights, the grain in which int8 columns are laid out; the last step of a
+/// row may be half a one.
 pub(crate) trait Ternary: Blocks {
-    /// The bits of a block's scale; a format with one scale a tensor returns a constant.
+    /// Bytes of a step.
+    const STEP: usize = Self::BYTES * 256 / Self::BLOCK;
+    /// The bits of a block's scale, a half; 1 where the tensor has the only scale.
     fn scale_bits(block: &[u8]) -> u16;
-    /// The scale that the bits mean: a half, unless the format says otherwise.
-    ///
-    /// # Safety
-    /// `L` is enabled.
-    #[inline(always)]
-    unsafe fn scale_value<L: Lanes>(bits: u16) -> f32 {
-        // SAFETY: the caller's promise, passed on.
-        unsafe { L::f16_to_f32(bits) }
-    }
     /// The codes (0, 1, 2 for -1, 0, +1) of a block in element order, in plain Rust.
     fn codes(block: &[u8], out: &mut [u8]);
-    /// The codes of elements `64 * group ..` of a block, in element order. `group` is a constant once the
-    /// frame's loop is unrolled, so a `match` on it costs nothing.
+    /// The codes of a step in the order of an int8 column ([`Grain::place`]): vector l has elements `32 l ..` and then
+    /// `128 + 32 l ..`, the latter of no meaning in half a step.
     ///
     /// # Safety
-    /// `S` is enabled; `block` is one block and `group < BLOCK / 64`.
-    unsafe fn codes64<S: Bytes>(block: &[u8], group: usize) -> S::V;
+    /// `S` is enabled; `step` is a step or half a one.
+    unsafe fn planes<S: Bytes>(step: &[u8]) -> [S::V; 4];
+    /// i32 lanes whose total is the sum of code * q over a row, for a column at `q`.
+    ///
+    /// # Safety
+    /// `S` is enabled; `row` is whole blocks; the column covers it.
+    #[inline(always)]
+    unsafe fn row<S: Bytes>(row: &[u8], q: *const i8) -> S::V {
+        // SAFETY: the columns are padded to 256 values, so every step has its four loads; the rest by the caller.
+        unsafe {
+            let mut lanes = [S::zero_v(); 4];
+            for (i, step) in row.chunks(Self::STEP).enumerate() {
+                S::prefetch(step.as_ptr().wrapping_add(AHEAD));
+                let codes = Self::planes::<S>(step);
+                for l in 0..4 {
+                    let q = S::load_v(q.add(i * 256 + 64 * l).cast());
+                    lanes[l] = S::dot_u8(lanes[l], codes[l], q);
+                }
+            }
+            S::add_i32(S::add_i32(lanes[0], lanes[1]), S::add_i32(lanes[2], lanes[3]))
+        }
+    }
+}
+
+/// How far ahead of the weights in use memory is asked for theirs, in bytes.
+pub(super) const AHEAD: usize = 4096;
+
+/// [`Ternary::planes`] where a step is 64 bytes of two bits a code in planes of 32 bytes, 128 weights each.
+///
+/// # Safety
+/// `S` is enabled; `step` has the 64 bytes, or their first 32.
+#[inline(always)]
+pub(super) unsafe fn two_bit_planes<T: Ternary, S: Bytes, const HIGH_FIRST: bool>(step: &[u8]) -> [S::V; 4] {
+    // SAFETY: by the caller.
+    unsafe {
+        let w = two_bit_step::<T, S>(step);
+        let three = S::splat_u8(3);
+        let [a, b, c, d] =
+            [w, S::shr16::<2>(w), S::shr16::<4>(w), S::shr16::<6>(w)].map(|v| S::and(v, three));
+        if HIGH_FIRST { [d, c, b, a] } else { [a, b, c, d] }
+    }
+}
+
+/// # Safety
+/// As [`two_bit_planes`].
+#[inline(always)]
+unsafe fn two_bit_step<T: Ternary, S: Bytes>(step: &[u8]) -> S::V {
+    let half = T::BLOCK < 256 && step.len() < 64;
+    // SAFETY: by the caller.
+    unsafe { if half { S::load_half(step.as_ptr()) } else { S::load_v(step.as_ptr()) } }
+}
+
+/// [`Ternary::row`] for the same layout.
+///
+/// # Safety
+/// As [`Ternary::row`].
+#[inline(always)]
+pub(super) unsafe fn two_bit_row<T: Ternary, S: Bytes, const HIGH_FIRST: bool>(
+    row: &[u8],
+    q: *const i8,
+) -> S::V {
+    // SAFETY: by the caller; columns are padded to 256 values.
+    unsafe {
+        let mut sums = S::planes_zero();
+        let mut q = q;
+        for steps in row.chunks(8 * T::STEP) {
+            for step in steps.chunks(T::STEP) {
+                S::prefetch(step.as_ptr().wrapping_add(AHEAD));
+                S::planes_add::<HIGH_FIRST>(&mut sums, two_bit_step::<T, S>(step), q);
+                q = q.wrapping_add(256);
+            }
+            S::planes_carry(&mut sums);
+        }
+        S::planes_sum::<HIGH_FIRST>(sums)
+    }
+}
+
+/// Whether all blocks of a row have the scale bits of the first.
+#[inline(always)]
+pub(super) fn is_one_run<T: Ternary>(row: &[u8]) -> bool {
+    let first = T::scale_bits(&row[..T::BYTES]);
+    row.chunks_exact(T::BYTES).fold(0, |differ, block| differ | (T::scale_bits(block) ^ first)) == 0
 }
 
 /// Blocks at the start of `row` whose scale has the bits of the first one's.
@@ -54,9 +135,9 @@ impl<T: Ternary> Int8Row for T {
         let mut codes = [0u8; 256];
         let codes = &mut codes[..T::BLOCK];
         // SAFETY: the portable implementation is callable anywhere.
-        let value = |bits| unsafe { T::scale_value::<Scalar>(bits) };
+        let value = |bits| unsafe { Scalar::f16_to_f32(bits) };
         let (mut acc, mut sum, mut run) = (0f32, 0i32, None);
-        for (block, q) in row.chunks_exact(T::BYTES).zip(x.q.chunks_exact(T::BLOCK)) {
+        for (b, block) in row.chunks_exact(T::BYTES).enumerate() {
             let bits = T::scale_bits(block);
             if let Some(old) = run.filter(|&run| run != bits) {
                 acc = (sum as f32).mul_add(value(old), acc);
@@ -64,7 +145,9 @@ impl<T: Ternary> Int8Row for T {
             }
             run = Some(bits);
             T::codes(block, codes);
-            sum += codes.iter().zip(q).map(|(&c, &q)| (i32::from(c) - 1) * i32::from(q)).sum::<i32>();
+            for (e, &code) in codes.iter().enumerate() {
+                sum += (i32::from(code) - 1) * i32::from(x.q[Grain::Column.place(b * T::BLOCK + e)]);
+            }
         }
         acc = (sum as f32).mul_add(value(run.unwrap_or(0)), acc);
         acc * (x.scales[0] * scale)
@@ -78,15 +161,15 @@ impl<T: Ternary> Int8Row for T {
         while from < blocks {
             let (bits, len) = run_of::<T>(&row[from * T::BYTES..]);
             let run = &row[from * T::BYTES..][..len * T::BYTES];
+            let at = from * T::BLOCK;
             // SAFETY: `S` is enabled and the columns cover the row, by the caller.
-            let (d, sums) =
-                unsafe { (T::scale_value::<S>(bits), run_sums::<T, S, N>(run, x, from * T::BLOCK)) };
+            let (d, sums) = unsafe { (S::f16_to_f32(bits), run_sums::<T, S, N>(run, x, at)) };
             for c in 0..N {
                 let q = if len == blocks {
                     x[c].sums[0]
                 } else {
-                    let at = from * T::BLOCK / 16;
-                    x[c].sums16[at..at + len * T::BLOCK / 16].iter().map(|&s| i32::from(s)).sum()
+                    // Blocks with scales of their own are whole steps.
+                    x[c].sums16[at / 16..][..len * T::BLOCK / 16].iter().map(|&s| i32::from(s)).sum()
                 };
                 acc[c] = ((sums[c] - q) as f32).mul_add(d, acc[c]);
             }
@@ -99,78 +182,119 @@ impl<T: Ternary> Int8Row for T {
     }
 }
 
-/// Sum of code * q over the blocks of a run, which begins at element `at`.
-///
-/// A lane takes a sum of four products, so a single column has four accumulators to hide their latency; more
-/// columns hide it from each other.
+/// Sum of code * q over the blocks of a run, which begins at element `at`, a multiple of 256.
 #[inline(always)]
 unsafe fn run_sums<T: Ternary, S: Bytes, const N: usize>(
     run: &[u8],
     x: &[Column<'_>; N],
     at: usize,
 ) -> [i32; N] {
-    let chains = if N == 1 { 4 } else { 1 };
-    let elements = run.len() / T::BYTES * T::BLOCK;
     for x in x {
-        assert!(x.q.len() >= at + elements, "activation length");
+        assert!(x.q.len() >= at + run.len().div_ceil(T::STEP) * 256, "activation length");
     }
-    // SAFETY: `S` is enabled by the caller; each load of q is below `at + elements`, just checked.
+    // SAFETY: `S` is enabled by the caller; each load of q is inside the column, just checked.
     unsafe {
-        let mut lanes = [[S::zero_v(); 4]; N];
-        for (b, block) in run.chunks_exact(T::BYTES).enumerate() {
-            for group in 0..T::BLOCK / 64 {
-                let codes = T::codes64::<S>(block, group);
-                for c in 0..N {
-                    let q = S::load_v(x[c].q.as_ptr().add(at + b * T::BLOCK + group * 64).cast());
-                    let lanes = &mut lanes[c][group % chains];
-                    *lanes = S::dot_u8(*lanes, codes, q);
+        let mut lanes = [S::zero_v(); N];
+        for (i, step) in run.chunks(T::STEP).enumerate() {
+            S::prefetch(step.as_ptr().wrapping_add(AHEAD));
+            let codes = T::planes::<S>(step);
+            for c in 0..N {
+                for l in 0..4 {
+                    let q = S::load_v(x[c].q.as_ptr().add(at + i * 256 + 64 * l).cast());
+                    lanes[c] = S::dot_u8(lanes[c], codes[l], q);
                 }
             }
         }
-        let mut sums = [0; N];
-        for (sum, [a, b, c, d]) in sums.iter_mut().zip(lanes) {
-            *sum = S::sum_i32(S::add_i32(S::add_i32(a, b), S::add_i32(c, d)));
-        }
-        sums
+        lanes.map(|lanes| S::sum_i32(lanes))
     }
 }
 
-/// The float dot product, one body for plain Rust and for vectors. `masks(block, group)` has bit i set
-/// where element `64 * group + i` of the block is +1, and where it is -1.
+/// One column times all rows of the call, four at a time.
+#[inline(always)]
+unsafe fn one_column<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) {
+    let Acts::I8(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
+    let x = Column::of(&acts, 0);
+    let n = row_bytes::<T>(call.cols);
+    assert!(x.q.len() >= call.cols.next_multiple_of(256), "activation length");
+    let scale = x.scales[0] * call.scale;
+    for (rows, out) in call.weights.chunks(4 * n).zip(call.out.column(0).chunks_mut(4)) {
+        // SAFETY: `S` is enabled by the caller; a row is whole blocks, and the column covers it, just checked.
+        unsafe {
+            let (mut lanes, mut d, mut whole) = ([S::zero_v(); 4], [0; 4], true);
+            for (i, row) in rows.chunks_exact(n).enumerate() {
+                lanes[i] = T::row::<S>(row, x.q.as_ptr());
+                d[i] = T::scale_bits(&row[..T::BYTES]);
+                whole &= is_one_run::<T>(row);
+            }
+            if whole {
+                let y = S::scaled_sums4(lanes, x.sums[0], d, scale);
+                out.copy_from_slice(&y[..out.len()]);
+            } else {
+                for (row, out) in rows.chunks_exact(n).zip(out) {
+                    [*out] = T::simd::<S, 1>(row, call.scale, &[x]);
+                }
+            }
+        }
+    }
+}
+
+/// The entry point of all vector code for int8 columns.
+#[inline(always)]
+pub(super) unsafe fn ternary_rows<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) {
+    // SAFETY: the caller's promises, passed on.
+    unsafe {
+        match call.acts.n() {
+            1 => one_column::<T, S>(call),
+            n if n >= tile::COLUMNS && S::REGISTERS == 32 && tile::multiply::<T, S>(call) => {}
+            _ => int8_rows::<T, S>(call),
+        }
+    }
+}
+
+impl Format {
+    /// A ternary format.
+    pub(super) const fn ternary<T: Ternary + FloatRow>() -> Format {
+        Format { ternary: true, int8: Some(ternary_kernels::<T>()), ..Format::quantized::<T>() }
+    }
+}
+
+/// The float dot product, one body for plain Rust and for vectors. `masks(step)` has, for each run of 32 elements of a
+/// step, a bit for each that is +1, and for each that is -1.
 #[inline(always)]
 unsafe fn float_row<T: Ternary, L: Lanes, const N: usize>(
     row: &[u8],
     scale: f32,
     x: &[&[f32]; N],
-    masks: impl Fn(&[u8], usize) -> (u64, u64),
+    masks: impl Fn(&[u8]) -> [(u32, u32); 8],
 ) -> [f32; N] {
     let mut total = [0f64; N];
     // SAFETY: `L` is enabled by the caller; each load of 8 values is inside a slice of 8.
     unsafe {
         let mut lanes = [[L::zero_d(); 4]; N];
         let mut run = None;
-        for (b, block) in row.chunks_exact(T::BYTES).enumerate() {
-            let bits = T::scale_bits(block);
+        for (b, step) in row.chunks(T::STEP).enumerate() {
+            // Blocks with scales of their own are whole steps.
+            let bits = T::scale_bits(step);
             if let Some(old) = run.filter(|&run| run != bits) {
                 for c in 0..N {
-                    total[c] += f64::from(T::scale_value::<L>(old)) * fold_lanes::<L>(lanes[c]);
+                    total[c] += f64::from(L::f16_to_f32(old)) * fold_lanes::<L>(lanes[c]);
                     lanes[c] = [L::zero_d(); 4];
                 }
             }
             run = Some(bits);
-            for group in 0..T::BLOCK / 64 {
-                let (plus, minus) = masks(block, group);
+            let masks = masks(step);
+            let runs = step.len() / T::BYTES * T::BLOCK / 32;
+            for (k, &(plus, minus)) in masks[..runs].iter().enumerate() {
                 for c in 0..N {
-                    let x = &x[c][b * T::BLOCK + group * 64..][..64];
+                    let x = &x[c][b * 256 + k * 32..][..32];
                     for (e, x) in x.chunks_exact(8).enumerate() {
                         let (plus, minus) = (plus >> (8 * e), minus >> (8 * e));
-                        let lanes = &mut lanes[c][e % 4];
-                        *lanes = L::add_sub(*lanes, x.as_ptr(), plus as u8, minus as u8);
+                        lanes[c][e] = L::add_sub(lanes[c][e], x.as_ptr(), plus as u8, minus as u8);
                     }
                 }
             }
         }
-        let d = f64::from(T::scale_value::<L>(run.unwrap_or(0)));
+        let d = f64::from(L::f16_to_f32(run.unwrap_or(0)));
         let mut out = [0f32; N];
         for c in 0..N {
             out[c] = ((total[c] + d * fold_lanes::<L>(lanes[c])) * f64::from(scale)) as f32;
@@ -215,19 +339,27 @@ pub(crate) unsafe fn float_simd<T: Ternary, S: Bytes, const N: usize>(
 ) -> [f32; N] {
     // SAFETY: the caller's promises, passed on.
     unsafe {
-        float_row::<T, S, N>(row, scale, x, |block, group| {
-            let codes = T::codes64::<S>(block, group);
-            (S::eq_mask(codes, S::splat_u8(2)), S::eq_mask(codes, S::zero_v()))
+        float_row::<T, S, N>(row, scale, x, |step| {
+            let mut masks = [(0, 0); 8];
+            for (l, codes) in T::planes::<S>(step).into_iter().enumerate() {
+                let plus = S::eq_mask(codes, S::splat_u8(2));
+                let minus = S::eq_mask(codes, S::zero_v());
+                masks[l] = (plus as u32, minus as u32);
+                masks[4 + l] = ((plus >> 32) as u32, (minus >> 32) as u32);
+            }
+            masks
         })
     }
 }
 
 pub(crate) fn float_scalar<T: Ternary>(row: &[u8], scale: f32, x: &[f32]) -> f32 {
-    let masks = |block: &[u8], group: usize| {
+    let masks = |step: &[u8]| {
         let mut codes = [0u8; 256];
-        T::codes(block, &mut codes[..T::BLOCK]);
-        let mask = |code| (0..64).fold(0, |m, i| m | u64::from(codes[group * 64 + i] == code) << i);
-        (mask(2), mask(0))
+        for (block, codes) in step.chunks_exact(T::BYTES).zip(codes.chunks_exact_mut(T::BLOCK)) {
+            T::codes(block, codes);
+        }
+        let mask = |run: &[u8], code| (0..32).fold(0, |m, i| m | u32::from(run[i] == code) << i);
+        std::array::from_fn(|k| (mask(&codes[k * 32..], 2), mask(&codes[k * 32..], 0)))
     };
     // SAFETY: the portable implementation is callable anywhere.
     let [y] = unsafe { float_row::<T, Scalar, 1>(row, scale, &[x], masks) };

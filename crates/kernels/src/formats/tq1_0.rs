@@ -20,7 +20,7 @@ use crate::format::Format;
 use crate::simd::Bytes;
 use half::f16;
 
-pub(super) static FORMAT: Format = Format { ternary: true, ..Format::quantized::<Tq1_0>() };
+pub(super) static FORMAT: Format = Format::ternary::<Tq1_0>();
 
 struct Tq1_0;
 
@@ -70,19 +70,24 @@ impl Blocks for Tq1_0 {
     }
 }
 
-/// 3^n * 256 for every pair of neighbouring elements, in groups of 64.
+/// The element of a step at place `at` of an int8 column.
+const fn element(at: usize) -> usize {
+    at / 64 * 32 + at % 64 / 32 * 128 + at % 32
+}
+
+/// 3^n * 256 for every pair of neighbours in the four vectors of a step.
 static POWERS: [[u16; 32]; 4] = {
     let mut t = [[0; 32]; 4];
-    let mut e = 0;
-    while e < 256 {
-        t[e / 64][e % 64 / 2] = (POW3[place(e).1] as u16) << 8;
-        e += 2;
+    let mut at = 0;
+    while at < 256 {
+        t[at / 64][at % 64 / 2] = (POW3[place(element(at)).1] as u16) << 8;
+        at += 2;
     }
     t
 };
 
-/// For elements 192..256: within each 16 bytes loaded, all of them in order; in the last 16, which are bytes
-/// 38..54 of the block, the four of `qh` again and again.
+/// For the last vector: within each 16 bytes loaded, all of them in order; in the last 16, which are bytes 38..54 of the
+/// block, the four of `qh` again and again.
 static LAST: [u8; 64] = {
     let mut t = [0; 64];
     let mut i = 0;
@@ -105,19 +110,18 @@ impl Ternary for Tq1_0 {
     }
 
     #[inline(always)]
-    unsafe fn codes64<S: Bytes>(block: &[u8], group: usize) -> S::V {
+    unsafe fn planes<S: Bytes>(step: &[u8]) -> [S::V; 4] {
         // SAFETY: every load ends at byte 54 or before; `S` is enabled by the caller.
         unsafe {
-            let p = block.as_ptr();
-            let bytes = match group {
-                0 | 1 => S::load_halves(p, p),
-                2 => S::load_quarters(p, p.add(16), p.add(32), p.add(32)),
-                _ => {
-                    let v = S::load_quarters(p.add(32), p.add(32), p.add(32), p.add(38));
-                    S::shuffle16(v, S::load_v(LAST.as_ptr()))
-                }
-            };
-            S::digit3(bytes, S::load_v(POWERS[group].as_ptr().cast()))
+            let p = step.as_ptr();
+            let middle = S::load_quarters(p, p.add(16), p.add(32), p.add(32));
+            let last = S::load_quarters(p, p.add(16), p.add(32), p.add(38));
+            let last = S::shuffle16(last, S::load_v(LAST.as_ptr()));
+            let mut codes = [S::load_halves(p, p), middle, middle, last];
+            for l in 0..4 {
+                codes[l] = S::digit3(codes[l], S::load_v(POWERS[l].as_ptr().cast()));
+            }
+            codes
         }
     }
 }

@@ -6,13 +6,13 @@
 //! element g*128 + l*32 + m  =  (((qs[g*32 + m] >> 2*l) & 3) - 1) * d      g < 2, l < 4, m < 32
 //! ```
 
-use super::ternary::{Ternary, ternarize, ternary_float};
+use super::ternary::{Ternary, ternarize, ternary_float, two_bit_planes, two_bit_row};
 use super::{Blocks, f16_at};
 use crate::format::Format;
 use crate::simd::Bytes;
 use half::f16;
 
-pub(super) static FORMAT: Format = Format { ternary: true, ..Format::quantized::<Tq2_0>() };
+pub(super) static FORMAT: Format = Format::ternary::<Tq2_0>();
 
 struct Tq2_0;
 
@@ -56,14 +56,14 @@ impl Ternary for Tq2_0 {
     }
 
     #[inline(always)]
-    unsafe fn codes64<S: Bytes>(block: &[u8], group: usize) -> S::V {
-        // SAFETY: 64 bytes of codes in the block; `S` is enabled by the caller.
-        unsafe {
-            let qs = block.as_ptr().add(group / 2 * 32);
-            let planes =
-                if group.is_multiple_of(2) { S::load_shr::<0, 2>(qs) } else { S::load_shr::<4, 6>(qs) };
-            S::and(planes, S::splat_u8(3))
-        }
+    unsafe fn planes<S: Bytes>(step: &[u8]) -> [S::V; 4] {
+        // SAFETY: a step is a block, which begins with its 64 bytes of codes.
+        unsafe { two_bit_planes::<Self, S, false>(step) }
+    }
+    #[inline(always)]
+    unsafe fn row<S: Bytes>(row: &[u8], q: *const i8) -> S::V {
+        // SAFETY: as above; the rest by the caller.
+        unsafe { two_bit_row::<Self, S, false>(row, q) }
     }
 }
 

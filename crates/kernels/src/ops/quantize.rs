@@ -39,7 +39,7 @@ impl Body for Quantize<'_> {
         for (g, q) in q.chunks_exact_mut(group).enumerate() {
             let x = &x[(g * group).min(x.len())..((g + 1) * group).min(x.len())];
             // SAFETY: `L` is enabled by the caller.
-            scales[g] = unsafe { quantize_group::<L>(x, q) };
+            scales[g] = unsafe { quantize_group::<L>(x, q, layout.grain) };
             let sums16 = &mut sums16[g * group / 16..(g + 1) * group / 16];
             for (s, q) in sums16.iter_mut().zip(q.chunks_exact(16)) {
                 *s = q.iter().map(|&q| i16::from(q)).sum();
@@ -49,9 +49,9 @@ impl Body for Quantize<'_> {
     }
 }
 
-/// Fills `q` (a multiple of 16, at least as long as `x`) and returns the scale.
+/// Fills `q` (a multiple of 32, of 256 for whole columns; at least as long as `x`) and returns the scale.
 #[inline(always)]
-unsafe fn quantize_group<L: Lanes>(x: &[f32], q: &mut [i8]) -> f32 {
+unsafe fn quantize_group<L: Lanes>(x: &[f32], q: &mut [i8], grain: Grain) -> f32 {
     let (whole, rest) = x.split_at(x.len() / 16 * 16);
     // SAFETY: `L` is enabled by the caller; loads and stores stay inside the slices.
     unsafe {
@@ -74,14 +74,17 @@ unsafe fn quantize_group<L: Lanes>(x: &[f32], q: &mut [i8]) -> f32 {
             return if L::reduce_add(bad).is_nan() { f32::NAN } else { 0.0 };
         }
         let inv = L::splat(inverse);
-        for (x, q) in whole.chunks_exact(16).zip(q.chunks_exact_mut(16)) {
+        for (i, x) in whole.chunks_exact(16).enumerate() {
+            let q = &mut q[grain.place(i * 16)..][..16];
             L::store_i8(q.as_mut_ptr(), L::round(L::mul(L::load(x.as_ptr()), inv)));
         }
         if !rest.is_empty() {
             let v = L::round(L::mul(L::load_n(rest.as_ptr(), rest.len()), inv));
-            L::store_i8(q[whole.len()..].as_mut_ptr(), v);
+            L::store_i8(q[grain.place(whole.len())..][..16].as_mut_ptr(), v);
         }
-        q[x.len().next_multiple_of(16)..].fill(0);
+        for pad in (x.len().next_multiple_of(16)..q.len()).step_by(16) {
+            q[grain.place(pad)..][..16].fill(0);
+        }
         max / 127.0
     }
 }
@@ -115,10 +118,13 @@ mod tests {
                         assert_eq!(cols.scales(0)[g], if max == 0.0 { 0.0 } else { max / 127.0 });
                         let q: Vec<i8> =
                             x.iter().map(|v| (v * (127.0 / max)).round_ties_even() as i8).collect();
-                        assert_eq!(&cols.q(0)[g * group..][..q.len()], &q[..], "{isa} {grain:?} {len}");
+                        for (i, q) in q.iter().enumerate() {
+                            assert_eq!(cols.q(0)[grain.place(g * group + i)], *q, "{isa} {grain:?} {len}");
+                        }
                         assert_eq!(cols.sums(0)[g], q.iter().map(|&q| i32::from(q)).sum::<i32>());
                     }
-                    assert!(cols.q(0)[len..].iter().all(|&q| q == 0), "padding {isa} {grain:?} {len}");
+                    let mut padding = (len..layout.padded()).map(|e| cols.q(0)[grain.place(e)]);
+                    assert!(padding.all(|q| q == 0), "padding {isa} {grain:?} {len}");
                     for (s, q) in cols.sums16(0).iter().zip(cols.q(0).chunks(16)) {
                         assert_eq!(*s, q.iter().map(|&q| i16::from(q)).sum::<i16>());
                     }

@@ -30,6 +30,40 @@ pub(crate) unsafe fn reduce_add_d4(v: __m256d) -> f64 {
     }
 }
 
+/// For each 32-bit position of a 128-bit half: fma((sum of both halves - minus) as f32, d, 0) * scale.
+#[inline(always)]
+pub(crate) unsafe fn scaled4(halves: __m256i, minus: i32, d: [u16; 4], scale: f32) -> [f32; 4] {
+    unsafe {
+        let sum = _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256::<1>(halves));
+        let sum = _mm_cvtepi32_ps(_mm_sub_epi32(sum, _mm_set1_epi32(minus)));
+        let d = _mm_cvtph_ps(_mm_loadl_epi64(d.as_ptr().cast()));
+        let y = _mm_mul_ps(_mm_fmadd_ps(sum, d, _mm_setzero_ps()), _mm_set1_ps(scale));
+        let mut out = [0f32; 4];
+        _mm_storeu_ps(out.as_mut_ptr(), y);
+        out
+    }
+}
+
+/// Four sums of 2-bit codes times int8, as pairs of 16-bit products that still fit, and what was carried out of them.
+#[derive(Clone, Copy)]
+pub(crate) struct Planes {
+    narrow: (__m256i, __m256i),
+    wide: (__m256i, __m256i),
+}
+
+/// Adds code * q for 32 bytes of codes. Four products of a code up to 3, twice, are 3048 at most: ten additions fit.
+#[inline(always)]
+unsafe fn planes_half<const HIGH_FIRST: bool>(sum: &mut __m256i, mut w: __m256i, q: *const i8) {
+    unsafe {
+        for bits in 0..4 {
+            let q = _mm256_loadu_si256(q.add(64 * if HIGH_FIRST { 3 - bits } else { bits }).cast());
+            let code = _mm256_and_si256(w, _mm256_set1_epi8(3));
+            *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(code, q));
+            w = _mm256_srli_epi16::<2>(w);
+        }
+    }
+}
+
 /// All ones in the first `n` of 16 i32, zeros after, for `n <= 16`: start reading at `16 - n`.
 static TAIL: [i32; 32] = {
     let mut t = [0; 32];
@@ -275,6 +309,7 @@ impl Lanes for Avx2 {
 
 impl Bytes for Avx2 {
     type V = (__m256i, __m256i);
+    const REGISTERS: usize = 16;
 
     #[inline(always)]
     unsafe fn load_v(p: *const u8) -> Self::V {
@@ -296,12 +331,12 @@ impl Bytes for Avx2 {
         unsafe { (_mm256_loadu2_m128i(b.cast(), a.cast()), _mm256_loadu2_m128i(d.cast(), c.cast())) }
     }
     #[inline(always)]
-    unsafe fn load_shr<const A: u32, const B: u32>(p: *const u8) -> Self::V {
-        unsafe {
-            let v = _mm256_loadu_si256(p.cast());
-            let n = |n| _mm_cvtsi32_si128(n);
-            (_mm256_srl_epi16(v, n(A as i32)), _mm256_srl_epi16(v, n(B as i32)))
-        }
+    unsafe fn load_half(p: *const u8) -> Self::V {
+        unsafe { (_mm256_loadu_si256(p.cast()), _mm256_setzero_si256()) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn spread2(p: *const u8) -> Self::V {
@@ -448,6 +483,88 @@ impl Bytes for Avx2 {
         unsafe {
             let lo = _mm256_madd_epi16(_mm256_loadu_si256(a.cast()), _mm256_loadu_si256(b.cast()));
             (lo, _mm256_setzero_si256())
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat4(p: *const i8) -> Self::V {
+        unsafe { Self::splat_i32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn splat_i32(x: i32) -> Self::V {
+        unsafe { (_mm256_set1_epi32(x), _mm256_set1_epi32(x)) }
+    }
+    #[inline(always)]
+    unsafe fn sub_i32(a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_sub_epi32, a, b)
+    }
+    #[inline(always)]
+    unsafe fn bits_to_f(a: Self::V) -> Self::F {
+        unsafe { (_mm256_castsi256_ps(a.0), _mm256_castsi256_ps(a.1)) }
+    }
+    #[inline(always)]
+    unsafe fn bits_of_f(a: Self::F) -> Self::V {
+        unsafe { (_mm256_castps_si256(a.0), _mm256_castps_si256(a.1)) }
+    }
+    #[inline(always)]
+    unsafe fn transpose4(from: *const u8, to: *mut u8) {
+        unsafe {
+            // Quarters of the matrix, 8 x 8 each.
+            for (down, across) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+                let row = |r: usize| _mm256_loadu_si256(from.add((8 * down + r) * 64 + 32 * across).cast());
+                let mut quads = [_mm256_setzero_si256(); 8];
+                for i in 0..2 {
+                    let (a, b, c, d) = (row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3));
+                    let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+                    quads[4 * i] = _mm256_unpacklo_epi64(ab, cd);
+                    quads[4 * i + 1] = _mm256_unpackhi_epi64(ab, cd);
+                    let (ab, cd) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+                    quads[4 * i + 2] = _mm256_unpacklo_epi64(ab, cd);
+                    quads[4 * i + 3] = _mm256_unpackhi_epi64(ab, cd);
+                }
+                for j in 0..4 {
+                    let lanes = [
+                        _mm256_permute2x128_si256::<0x20>(quads[j], quads[4 + j]),
+                        _mm256_permute2x128_si256::<0x31>(quads[j], quads[4 + j]),
+                    ];
+                    for (lane, row) in lanes.into_iter().enumerate() {
+                        let at = (8 * across + 4 * lane + j) * 128 + 32 * down;
+                        _mm256_storeu_si256(to.add(at).cast(), row);
+                    }
+                }
+            }
+        }
+    }
+
+    type Planes = Planes;
+    #[inline(always)]
+    unsafe fn planes_zero() -> Planes {
+        unsafe { Planes { narrow: Self::zero_v(), wide: Self::zero_v() } }
+    }
+    #[inline(always)]
+    unsafe fn planes_add<const HIGH_FIRST: bool>(sums: &mut Planes, w: Self::V, q: *const i8) {
+        unsafe {
+            planes_half::<HIGH_FIRST>(&mut sums.narrow.0, w.0, q);
+            planes_half::<HIGH_FIRST>(&mut sums.narrow.1, w.1, q.add(32));
+        }
+    }
+    #[inline(always)]
+    unsafe fn planes_carry(sums: &mut Planes) {
+        unsafe {
+            let one = _mm256_set1_epi16(1);
+            let h = |wide, narrow| _mm256_add_epi32(wide, _mm256_madd_epi16(narrow, one));
+            sums.wide = (h(sums.wide.0, sums.narrow.0), h(sums.wide.1, sums.narrow.1));
+            sums.narrow = Self::zero_v();
+        }
+    }
+    #[inline(always)]
+    unsafe fn planes_sum<const HIGH_FIRST: bool>(sums: Planes) -> Self::V {
+        sums.wide
+    }
+    #[inline(always)]
+    unsafe fn scaled_sums4(lanes: [Self::V; 4], minus: i32, ds: [u16; 4], scale: f32) -> [f32; 4] {
+        unsafe {
+            let [a, b, c, d] = lanes.map(|v| _mm256_add_epi32(v.0, v.1));
+            scaled4(_mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d)), minus, ds, scale)
         }
     }
     #[inline(always)]

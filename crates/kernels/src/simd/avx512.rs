@@ -171,6 +171,7 @@ impl Lanes for Avx512 {
 
 impl Bytes for Avx512 {
     type V = __m512i;
+    const REGISTERS: usize = 32;
 
     #[inline(always)]
     unsafe fn load_v(p: *const u8) -> __m512i {
@@ -195,12 +196,12 @@ impl Bytes for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn load_shr<const A: u32, const B: u32>(p: *const u8) -> __m512i {
-        unsafe {
-            let n = _mm512_castsi256_si512(_mm256_set1_epi16(A as i16));
-            let n = _mm512_inserti64x4::<1>(n, _mm256_set1_epi16(B as i16));
-            _mm512_srlv_epi16(_mm512_broadcast_i64x4(_mm256_loadu_si256(p.cast())), n)
-        }
+    unsafe fn load_half(p: *const u8) -> __m512i {
+        unsafe { _mm512_zextsi256_si512(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn spread2(p: *const u8) -> __m512i {
@@ -321,6 +322,94 @@ impl Bytes for Avx512 {
         unsafe {
             let lo = _mm256_madd_epi16(_mm256_loadu_si256(a.cast()), _mm256_loadu_si256(b.cast()));
             _mm512_zextsi256_si512(lo)
+        }
+    }
+    #[inline(always)]
+    unsafe fn splat4(p: *const i8) -> __m512i {
+        unsafe { _mm512_set1_epi32(p.cast::<i32>().read_unaligned()) }
+    }
+    #[inline(always)]
+    unsafe fn splat_i32(x: i32) -> __m512i {
+        unsafe { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
+    unsafe fn sub_i32(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_sub_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn bits_to_f(a: __m512i) -> __m512 {
+        unsafe { _mm512_castsi512_ps(a) }
+    }
+    #[inline(always)]
+    unsafe fn bits_of_f(a: __m512) -> __m512i {
+        unsafe { _mm512_castps_si512(a) }
+    }
+    #[inline(always)]
+    unsafe fn transpose4(from: *const u8, to: *mut u8) {
+        unsafe {
+            // In each 128-bit lane first: quad j of rows 4i..4i+4 holds value j of every lane, by row.
+            let mut quads = [_mm512_setzero_si512(); 16];
+            for i in 0..4 {
+                let row = |r: usize| _mm512_loadu_si512(from.add((4 * i + r) * 64).cast());
+                let (a, b, c, d) = (row(0), row(1), row(2), row(3));
+                let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+                quads[4 * i] = _mm512_unpacklo_epi64(ab, cd);
+                quads[4 * i + 1] = _mm512_unpackhi_epi64(ab, cd);
+                let (ab, cd) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+                quads[4 * i + 2] = _mm512_unpacklo_epi64(ab, cd);
+                quads[4 * i + 3] = _mm512_unpackhi_epi64(ab, cd);
+            }
+            // Then the lanes themselves.
+            for j in 0..4 {
+                let (a, b, c, d) = (quads[j], quads[4 + j], quads[8 + j], quads[12 + j]);
+                let (ab, cd) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0x44>(c, d));
+                let (ef, gh) = (_mm512_shuffle_i32x4::<0xee>(a, b), _mm512_shuffle_i32x4::<0xee>(c, d));
+                let rows = [
+                    _mm512_shuffle_i32x4::<0x88>(ab, cd),
+                    _mm512_shuffle_i32x4::<0xdd>(ab, cd),
+                    _mm512_shuffle_i32x4::<0x88>(ef, gh),
+                    _mm512_shuffle_i32x4::<0xdd>(ef, gh),
+                ];
+                for (lane, row) in rows.into_iter().enumerate() {
+                    _mm512_storeu_si512(to.add((4 * lane + j) * 128).cast(), row);
+                }
+            }
+        }
+    }
+
+    // Codes are used where they sit in their bytes; the sums of plane l are 4^l times too large, and divided at the end.
+    type Planes = [__m512i; 4];
+    #[inline(always)]
+    unsafe fn planes_zero() -> Self::Planes {
+        unsafe { [_mm512_setzero_si512(); 4] }
+    }
+    #[inline(always)]
+    unsafe fn planes_add<const HIGH_FIRST: bool>(sums: &mut Self::Planes, w: __m512i, q: *const i8) {
+        unsafe {
+            for (bits, sum) in sums.iter_mut().enumerate() {
+                let plane = if HIGH_FIRST { 3 - bits } else { bits };
+                let code = _mm512_and_si512(w, _mm512_set1_epi8((3u8 << (2 * bits)).cast_signed()));
+                *sum = _mm512_dpbusd_epi32(*sum, code, _mm512_loadu_si512(q.add(64 * plane).cast()));
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn planes_carry(_: &mut Self::Planes) {}
+    #[inline(always)]
+    unsafe fn planes_sum<const HIGH_FIRST: bool>([a, b, c, d]: Self::Planes) -> __m512i {
+        unsafe {
+            let low = _mm512_add_epi32(a, _mm512_srai_epi32::<2>(b));
+            _mm512_add_epi32(low, _mm512_add_epi32(_mm512_srai_epi32::<4>(c), _mm512_srai_epi32::<6>(d)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn scaled_sums4([a, b, c, d]: [__m512i; 4], minus: i32, ds: [u16; 4], scale: f32) -> [f32; 4] {
+        unsafe {
+            let pair = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (ab, cd) = (pair(a, b), pair(c, d));
+            let all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+            let half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64::<1>(all));
+            super::avx2::scaled4(half, minus, ds, scale)
         }
     }
     #[inline(always)]

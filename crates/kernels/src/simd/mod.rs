@@ -94,6 +94,8 @@ pub(crate) trait Lanes: Copy + 'static {
 pub(crate) trait Bytes: Lanes {
     /// 64 bytes.
     type V: Copy;
+    /// Vector registers there are.
+    const REGISTERS: usize;
 
     unsafe fn load_v(p: *const u8) -> Self::V;
     unsafe fn store_v(p: *mut u8, v: Self::V);
@@ -101,9 +103,10 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn load_halves(lo: *const u8, hi: *const u8) -> Self::V;
     /// 16 bytes from each pointer.
     unsafe fn load_quarters(a: *const u8, b: *const u8, c: *const u8, d: *const u8) -> Self::V;
-    /// The 32 bytes at `p` twice: first with every 16-bit lane shifted right by `A`, then by `B`; mask the
-    /// bytes afterwards.
-    unsafe fn load_shr<const A: u32, const B: u32>(p: *const u8) -> Self::V;
+    /// 32 bytes, then zeros.
+    unsafe fn load_half(p: *const u8) -> Self::V;
+    /// Asks for the cache line at `p`, which need not be readable.
+    unsafe fn prefetch(p: *const u8);
     /// 16 bytes, each to its four 2-bit fields: byte 4i + j is `p[i] >> 2j & 3`.
     unsafe fn spread2(p: *const u8) -> Self::V;
     /// The same 32 bytes in both halves, the second shifted right by `N` as 16-bit lanes; mask the bytes afterwards.
@@ -141,6 +144,30 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn dot_u8_scaled(acc: Self::V, u: Self::V, s: Self::V, k: Self::V) -> Self::V;
     /// i32 lane l < 8 is a[2l] * b[2l] + a[2l + 1] * b[2l + 1] of 16 values each; the others are zero.
     unsafe fn dot_i16(a: *const i16, b: *const i16) -> Self::V;
+    /// The four bytes at `p` in every 32-bit lane.
+    unsafe fn splat4(p: *const i8) -> Self::V;
+    unsafe fn splat_i32(x: i32) -> Self::V;
+    unsafe fn sub_i32(a: Self::V, b: Self::V) -> Self::V;
+    /// The same bits as f32 lanes, and back.
+    unsafe fn bits_to_f(a: Self::V) -> Self::F;
+    unsafe fn bits_of_f(a: Self::F) -> Self::V;
+    /// 16 vectors at `from`, 64 bytes apart, seen as a 16 x 16 matrix of 32-bit values; its transpose goes to `to`, rows
+    /// 128 bytes apart.
+    unsafe fn transpose4(from: *const u8, to: *mut u8);
+
+    /// Running sums of 2-bit codes times int8.
+    type Planes: Copy;
+    unsafe fn planes_zero() -> Self::Planes;
+    /// Adds code * q for 256 codes: `w` has them in four planes of 64, plane l in bits 2l and 2l + 1 of each byte (or, if
+    /// `HIGH_FIRST`, in bits 6 - 2l and 7 - 2l), and meets `q[64 l ..]`.
+    unsafe fn planes_add<const HIGH_FIRST: bool>(sums: &mut Self::Planes, w: Self::V, q: *const i8);
+    /// Must come between two groups of up to eight `planes_add`.
+    unsafe fn planes_carry(sums: &mut Self::Planes);
+    /// i32 lanes whose total is the sum of all that was added; after `planes_carry`. Exact for up to 2^22 codes.
+    unsafe fn planes_sum<const HIGH_FIRST: bool>(sums: Self::Planes) -> Self::V;
+    /// For four vectors v with scales d (halves): fma((sum of v's i32 lanes - minus) as f32, d, 0) * scale.
+    unsafe fn scaled_sums4(lanes: [Self::V; 4], minus: i32, d: [u16; 4], scale: f32) -> [f32; 4];
+
     /// i32 lanes to f32, round to nearest even.
     unsafe fn to_f32(a: Self::V) -> Self::F;
     /// Sum of the 16 i32 lanes (wrapping).
