@@ -17,7 +17,7 @@
 //!
 //! Nothing overflows: |code| <= 128 and |q| <= 127, so a product of two pairs fits 16 bits and a lane 17.
 
-use super::{Blocks, Column, Int8Row, f16_at, float::ViaDequantize, fold};
+use super::{AHEAD, Blocks, Column, Int8Row, f16_at, float::ViaDequantize, fold};
 use crate::acts::Grain;
 use crate::simd::Bytes;
 use std::marker::PhantomData;
@@ -28,11 +28,13 @@ pub(crate) trait Block32: 'static {
     const NAME: &'static str;
     /// Bytes of a block.
     const BYTES: usize;
-    /// Whether an f16 minimum `m` follows `d`. The codes are then never negative.
+    /// What vectors of codes are larger by than the codes, so that they are not negative: 0, 8, 16 or 128.
+    const OFFSET: u8;
+    /// Whether an f16 minimum `m` follows `d`. The offset is then 0.
     const MIN: bool;
     /// The codes of a block, in element order.
     fn codes(block: &[u8]) -> [i8; 32];
-    /// The codes of two blocks, in element order.
+    /// The codes of two blocks, in element order, plus the offset.
     ///
     /// # Safety
     /// `S` is enabled; both pointers are to whole blocks.
@@ -74,7 +76,8 @@ impl<T: Block32> ViaDequantize for In32<T> {
             // SAFETY: `S` is enabled by the caller; `a` and `b` begin whole blocks, the same one where a row ends
             // with an odd block; every load and store is of a slice of 16.
             unsafe {
-                S::store_v(codes.as_mut_ptr(), T::codes2::<S>(a, b));
+                let signed = S::sub_u8(T::codes2::<S>(a, b), S::splat_u8(T::OFFSET));
+                S::store_v(codes.as_mut_ptr(), signed);
                 for (i, out) in out.chunks_exact_mut(16).enumerate() {
                     let block = &pair[i / 2 * T::BYTES..];
                     let f16 = |at: usize| S::f16_to_f32(u16::from_le_bytes([block[at], block[at + 1]]));
@@ -120,13 +123,13 @@ impl<T: Block32> Int8Row for In32<T> {
                 let n = (blocks - from).min(16);
                 let base = row.as_ptr().add(from * T::BYTES);
                 let mut ds = [[0f32; 16]; N];
-                let d = f16_every::<S>(base, T::BYTES, n);
+                let d = S::load_f16_every(base, T::BYTES, n);
                 for c in 0..N {
                     let s = S::load_n(x[c].scales.as_ptr().add(from), n);
                     S::store(ds[c].as_mut_ptr(), S::mul(d, s));
                 }
                 if T::MIN {
-                    let m = f16_every::<S>(base.add(2), T::BYTES, n);
+                    let m = S::load_f16_every(base.add(2), T::BYTES, n);
                     for c in 0..N {
                         let s = S::load_n(x[c].scales.as_ptr().add(from), n);
                         let sums = S::load_i32_n(x[c].sums.as_ptr().add(from), n);
@@ -135,14 +138,17 @@ impl<T: Block32> Int8Row for In32<T> {
                 }
                 for b in (0..n).step_by(2) {
                     let block = base.add(b * T::BYTES);
+                    S::prefetch(block.wrapping_add(AHEAD));
                     let partner = if b + 1 < n { block.add(T::BYTES) } else { block };
                     let codes = T::codes2::<S>(block, partner);
                     for c in 0..N {
                         let q = S::load_v(x[c].q.as_ptr().add((from + b) * 32).cast());
-                        let lanes = if T::MIN {
-                            S::dot_u8(S::zero_v(), codes, q)
-                        } else {
-                            S::dot_i8(S::zero_v(), codes, q)
+                        let eighths = x[c].eighths.as_ptr().add((from + b) * 8).cast();
+                        let lanes = match T::OFFSET {
+                            0 => S::dot_u8(S::zero_v(), codes, q),
+                            8 => S::dot_u8(S::load_v(eighths), codes, q),
+                            16 => S::dot_u8(S::shl32::<1>(S::load_v(eighths)), codes, q),
+                            _ => S::dot_offset128(codes, q, eighths.cast()),
                         };
                         acc[c] = S::fma(S::to_f32(lanes), S::splat2(ds[c][b], ds[c][b + 1]), acc[c]);
                     }
@@ -151,21 +157,6 @@ impl<T: Block32> Int8Row for In32<T> {
             std::array::from_fn(|c| S::reduce_add(if T::MIN { S::add(acc[c], min[c]) } else { acc[c] }))
         }
     }
-}
-
-/// The f16 at `p`, `p + stride` … as f32, `n <= 16` of them, zeros after.
-///
-/// # Safety
-/// `S` is enabled; the `n` values are readable.
-#[inline(always)]
-unsafe fn f16_every<S: Bytes>(p: *const u8, stride: usize, n: usize) -> S::F {
-    let mut bits = [0u16; 16];
-    for (b, bits) in bits.iter_mut().enumerate().take(n) {
-        // SAFETY: readable, by the caller; files are little-endian.
-        *bits = u16::from_le(unsafe { p.add(b * stride).cast::<u16>().read_unaligned() });
-    }
-    // SAFETY: 16 halves on the stack.
-    unsafe { S::load_f16(bits.as_ptr()) }
 }
 
 /// The value farthest from zero, the first of equals.

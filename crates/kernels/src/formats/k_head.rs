@@ -7,19 +7,67 @@
 //! ```
 
 use super::superblocks::Head;
+use crate::simd::Bytes;
 use half::f16;
 
-/// Reads the head; four sub-blocks at a time, as the bytes of a 32-bit word.
+/// Scales and minima of the eight sub-blocks, as the bytes of two words.
+#[inline(always)]
+fn words(s: &[u8; 12]) -> (u64, u64) {
+    let word = |at: usize| u32::from_le_bytes([s[at], s[at + 1], s[at + 2], s[at + 3]]);
+    let (a, b, c) = (word(0), word(4), word(8));
+    let upper = |x: u32| (x >> 6 & 0x0303_0303) << 4;
+    let eight = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
+    (
+        eight(a & 0x3f3f_3f3f, (c & 0x0f0f_0f0f) | upper(a)),
+        eight(b & 0x3f3f_3f3f, (c >> 4 & 0x0f0f_0f0f) | upper(b)),
+    )
+}
+
+/// Reads the head.
 #[inline(always)]
 pub(super) fn read(block: &[u8]) -> Head {
-    let word = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
-    let (a, b, c) = (word(4), word(8), word(12));
-    let upper = |x: u32| (x >> 6 & 0x0303_0303) << 4;
-    let scales = [a & 0x3f3f_3f3f, (c & 0x0f0f_0f0f) | upper(a)];
-    let mins = [b & 0x3f3f_3f3f, (c >> 4 & 0x0f0f_0f0f) | upper(b)];
-    // Entry i is of 16 weights, so sub-block i / 2, byte i / 2 % 4 of word i / 8.
-    let each16 = |words: [u32; 2]| std::array::from_fn(|i| (words[i / 8] >> (i / 2 % 4 * 8) & 0xff) as i16);
-    Head { d_at: 0, dmin_at: 2, scales: each16(scales), mins: each16(mins) }
+    let (scales, mins) = words(block[4..].first_chunk().unwrap_or(&[0; 12]));
+    // Entry i is of 16 weights, so of sub-block i / 2.
+    let each16 = |word: u64| std::array::from_fn(|i| (word >> (i / 2 * 8) & 0xff) as i16);
+    Head { scales: each16(scales), mins: each16(mins) }
+}
+
+/// In 16-bit lanes: the scales of sub-blocks 2v and 2v + 1, 16 of each, for v < 4; each minimum twice.
+static SPREAD: [[u8; 64]; 5] = {
+    let mut t = [[0x80; 64]; 5];
+    let mut i = 0;
+    while i < 64 {
+        let mut v = 0;
+        while v < 4 {
+            t[v][i] = (2 * v + i / 32) as u8;
+            v += 1;
+        }
+        if i < 32 {
+            t[4][i] = (i / 4) as u8;
+        }
+        i += 2;
+    }
+    t
+};
+
+/// [`super::superblocks::SuperBlock::scales`].
+///
+/// # Safety
+/// `S` is enabled; the head is readable at `block`.
+#[inline(always)]
+pub(super) unsafe fn scales<S: Bytes>(block: *const u8) -> ([S::V; 4], S::V) {
+    // SAFETY: by the caller.
+    unsafe {
+        let (scales, mins) = words(&block.add(4).cast::<[u8; 12]>().read_unaligned());
+        let (scales, mins) = (S::splat_u64(scales), S::splat_u64(mins));
+        let spread = |i: usize| S::load_v(SPREAD[i].as_ptr());
+        let mut each = [scales; 4];
+        each[0] = S::shuffle16(scales, spread(0));
+        each[1] = S::shuffle16(scales, spread(1));
+        each[2] = S::shuffle16(scales, spread(2));
+        each[3] = S::shuffle16(scales, spread(3));
+        (each, S::shuffle16(mins, spread(4)))
+    }
 }
 
 /// Chooses scales and minima for 256 weights, writes the head, and returns codes from 0 to `top`.

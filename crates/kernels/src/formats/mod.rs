@@ -57,6 +57,9 @@ pub static FORMATS: &[&Format] = &[
     &q2_0::FORMAT_G128,
 ];
 
+/// How far ahead of the weights in use memory is asked for theirs, in bytes.
+const AHEAD: usize = 4096;
+
 /// The layout of a format and its two conversions.
 pub(crate) trait Blocks: 'static {
     /// GGUF's name.
@@ -83,11 +86,19 @@ pub(crate) struct Column<'a> {
     pub scales: &'a [f32],
     /// Sum of each group.
     pub sums: &'a [i32],
+    /// -8 times the sum of every four, where a group has 32.
+    pub eighths: &'a [i32],
 }
 
 impl<'a> Column<'a> {
     fn of(acts: &I8Cols<'a>, c: usize) -> Self {
-        Self { q: acts.q(c), sums16: acts.sums16(c), scales: acts.scales(c), sums: acts.sums(c) }
+        Self {
+            q: acts.q(c),
+            sums16: acts.sums16(c),
+            scales: acts.scales(c),
+            sums: acts.sums(c),
+            eighths: acts.eighths(c),
+        }
     }
 }
 

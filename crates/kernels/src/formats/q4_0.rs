@@ -18,6 +18,7 @@ struct Q4_0;
 impl Block32 for Q4_0 {
     const NAME: &'static str = "Q4_0";
     const BYTES: usize = 18;
+    const OFFSET: u8 = 8;
     const MIN: bool = false;
 
     #[inline(always)]
@@ -27,7 +28,7 @@ impl Block32 for Q4_0 {
     #[inline(always)]
     unsafe fn codes2<S: Bytes>(a: *const u8, b: *const u8) -> S::V {
         // SAFETY: the caller's promises.
-        unsafe { S::sub_u8(S::load_nibbles2(a.add(2), b.add(2)), S::splat_u8(8)) }
+        unsafe { S::load_nibbles2(a.add(2), b.add(2)) }
     }
     fn quantize(src: &[f32], block: &mut [u8]) {
         let d = extreme(src) / -8.0;

@@ -18,6 +18,7 @@ struct Q4_1;
 impl Block32 for Q4_1 {
     const NAME: &'static str = "Q4_1";
     const BYTES: usize = 20;
+    const OFFSET: u8 = 0;
     const MIN: bool = true;
 
     #[inline(always)]

@@ -20,6 +20,8 @@ impl SuperBlock for Q4K {
     const NAME: &'static str = "Q4_K";
     const BYTES: usize = 144;
     const OFFSET: i16 = 0;
+    const D_AT: usize = 0;
+    const DMIN_AT: usize = 2;
 
     #[inline(always)]
     fn head(block: &[u8]) -> Head {
@@ -40,6 +42,11 @@ impl SuperBlock for Q4K {
             }
             codes
         }
+    }
+    #[inline(always)]
+    unsafe fn scales<S: Bytes>(block: *const u8) -> ([S::V; 4], S::V) {
+        // SAFETY: the caller's promises.
+        unsafe { k_head::scales::<S>(block) }
     }
     fn quantize(src: &[f32], block: &mut [u8]) {
         let codes = k_head::fit(src, 15, block);

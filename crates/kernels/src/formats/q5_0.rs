@@ -19,6 +19,7 @@ struct Q5_0;
 impl Block32 for Q5_0 {
     const NAME: &'static str = "Q5_0";
     const BYTES: usize = 22;
+    const OFFSET: u8 = 16;
     const MIN: bool = false;
 
     #[inline(always)]
@@ -28,7 +29,7 @@ impl Block32 for Q5_0 {
     #[inline(always)]
     unsafe fn codes2<S: Bytes>(a: *const u8, b: *const u8) -> S::V {
         // SAFETY: 20 bytes of codes from 2 on in each block.
-        unsafe { S::sub_u8(vector5::<S>(a.add(2), b.add(2)), S::splat_u8(16)) }
+        unsafe { vector5::<S>(a.add(2), b.add(2)) }
     }
     fn quantize(src: &[f32], block: &mut [u8]) {
         let d = extreme(src) / -16.0;

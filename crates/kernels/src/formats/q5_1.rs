@@ -19,6 +19,7 @@ struct Q5_1;
 impl Block32 for Q5_1 {
     const NAME: &'static str = "Q5_1";
     const BYTES: usize = 24;
+    const OFFSET: u8 = 0;
     const MIN: bool = true;
 
     #[inline(always)]

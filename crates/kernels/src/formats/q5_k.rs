@@ -21,6 +21,8 @@ impl SuperBlock for Q5K {
     const NAME: &'static str = "Q5_K";
     const BYTES: usize = 176;
     const OFFSET: i16 = 0;
+    const D_AT: usize = 0;
+    const DMIN_AT: usize = 2;
 
     #[inline(always)]
     fn head(block: &[u8]) -> Head {
@@ -48,6 +50,11 @@ impl SuperBlock for Q5K {
             }
             codes
         }
+    }
+    #[inline(always)]
+    unsafe fn scales<S: Bytes>(block: *const u8) -> ([S::V; 4], S::V) {
+        // SAFETY: the caller's promises.
+        unsafe { k_head::scales::<S>(block) }
     }
     fn quantize(src: &[f32], block: &mut [u8]) {
         let codes = k_head::fit(src, 31, block);

@@ -22,11 +22,13 @@ impl SuperBlock for Q6K {
     const NAME: &'static str = "Q6_K";
     const BYTES: usize = 210;
     const OFFSET: i16 = 32;
+    const D_AT: usize = 208;
+    const DMIN_AT: usize = 208;
 
     #[inline(always)]
     fn head(block: &[u8]) -> Head {
         let scales = std::array::from_fn(|j| i16::from(block[192 + j].cast_signed()));
-        Head { d_at: 208, dmin_at: 208, scales, mins: [0; 16] }
+        Head { scales, mins: [0; 16] }
     }
     #[inline(always)]
     fn codes(block: &[u8]) -> [u8; 256] {
@@ -48,6 +50,20 @@ impl SuperBlock for Q6K {
                 codes[g * 2 + 1] = S::or(S::and(S::shr16::<4>(l), low), S::and(h, high));
             }
             codes
+        }
+    }
+    #[inline(always)]
+    unsafe fn scales<S: Bytes>(block: *const u8) -> ([S::V; 4], S::V) {
+        // SAFETY: 16 scales from 192 on.
+        unsafe {
+            let all = S::widen_i8(block.add(192).cast());
+            let mut lanes = [0i16; 32];
+            S::store_v(lanes.as_mut_ptr().cast(), all);
+            let mut each = [all; 4];
+            for v in 0..4 {
+                each[v] = S::repeat_i16(lanes.as_ptr().add(v * 4));
+            }
+            (each, all)
         }
     }
     fn quantize(src: &[f32], block: &mut [u8]) {

@@ -18,6 +18,7 @@ struct Q8_0;
 impl Block32 for Q8_0 {
     const NAME: &'static str = "Q8_0";
     const BYTES: usize = 34;
+    const OFFSET: u8 = 128;
     const MIN: bool = false;
 
     #[inline(always)]
@@ -27,7 +28,7 @@ impl Block32 for Q8_0 {
     #[inline(always)]
     unsafe fn codes2<S: Bytes>(a: *const u8, b: *const u8) -> S::V {
         // SAFETY: the caller's promises.
-        unsafe { S::load_halves(a.add(2), b.add(2)) }
+        unsafe { S::xor(S::load_halves(a.add(2), b.add(2)), S::splat_u8(0x80)) }
     }
     fn quantize(src: &[f32], block: &mut [u8]) {
         let max = src.iter().fold(0f32, |m, x| m.max(x.abs()));

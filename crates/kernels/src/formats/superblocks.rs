@@ -22,7 +22,7 @@
 //! has 16 elements, so at most 16 * 63 * 127 * 128 = 16,386,048; sums of 16 are at most 2,032, times 32 * 128
 //! and two of them 16,646,144 (32 bits).
 
-use super::{Blocks, Column, Int8Row, f16_at, float::ViaDequantize, fold};
+use super::{AHEAD, Blocks, Column, Int8Row, f16_at, float::ViaDequantize, fold};
 use crate::acts::Grain;
 use crate::simd::Bytes;
 use std::marker::PhantomData;
@@ -30,10 +30,6 @@ use std::marker::PhantomData;
 /// The scales of a super-block.
 #[derive(Clone, Copy)]
 pub(crate) struct Head {
-    /// Byte offset of `d`, an f16.
-    pub d_at: usize,
-    /// Byte offset of `dmin`, an f16; not read where the format has an offset.
-    pub dmin_at: usize,
     /// Scale of every 16 weights, -128..=127.
     pub scales: [i16; 16],
     /// Minimum of every 16 weights, 0..=63.
@@ -46,8 +42,12 @@ pub(crate) trait SuperBlock: 'static {
     const NAME: &'static str;
     /// Bytes of a super-block.
     const BYTES: usize;
-    /// The code that means zero; 0 where there are minima instead.
+    /// The code that means zero, 32; 0 where there are minima instead.
     const OFFSET: i16;
+    /// Byte offset of `d`, an f16.
+    const D_AT: usize;
+    /// Byte offset of `dmin`, an f16; that of `d` where the format has an offset.
+    const DMIN_AT: usize;
     /// The scales.
     fn head(block: &[u8]) -> Head;
     /// The codes, at most 63, in element order.
@@ -57,6 +57,12 @@ pub(crate) trait SuperBlock: 'static {
     /// # Safety
     /// `S` is enabled; a whole super-block is readable at `block`.
     unsafe fn vectors<S: Bytes>(block: *const u8) -> [S::V; 4];
+    /// The scales as 16-bit lanes beside those four vectors (a scale for each pair of weights), and in the first 16 lanes of
+    /// a fifth what meets the sums of 16: the minima, or where there is an offset the scales again.
+    ///
+    /// # Safety
+    /// As for `vectors`.
+    unsafe fn scales<S: Bytes>(block: *const u8) -> ([S::V; 4], S::V);
     /// 256 weights to a super-block.
     fn quantize(src: &[f32], block: &mut [u8]);
 }
@@ -73,7 +79,7 @@ impl<T: SuperBlock> Blocks for In256<T> {
     fn dequantize(blocks: &[u8], _: f32, out: &mut [f32]) {
         for (block, out) in blocks.chunks_exact(T::BYTES).zip(out.chunks_exact_mut(256)) {
             let head = T::head(block);
-            let (d, dmin) = (f16_at(block, head.d_at), f16_at(block, head.dmin_at));
+            let (d, dmin) = (f16_at(block, T::D_AT), f16_at(block, T::DMIN_AT));
             let codes = T::codes(block);
             for (j, (out, codes)) in out.chunks_exact_mut(16).zip(codes.chunks_exact(16)).enumerate() {
                 let (scale, min) = (d * f32::from(head.scales[j]), dmin * f32::from(head.mins[j]));
@@ -102,7 +108,7 @@ impl<T: SuperBlock> ViaDequantize for In256<T> {
             // SAFETY: `S` is enabled by the caller; `block` is a whole super-block; every load and store is of a
             // slice of 16 or 64.
             unsafe {
-                let (d, dmin) = (f16::<S>(block, head.d_at), f16::<S>(block, head.dmin_at));
+                let (d, dmin) = (f16::<S>(block, T::D_AT), f16::<S>(block, T::DMIN_AT));
                 let vectors = T::vectors::<S>(block.as_ptr());
                 for v in 0..4 {
                     let signed = S::sub_u8(vectors[v], S::splat_u8(T::OFFSET as u8));
@@ -136,7 +142,7 @@ impl<T: SuperBlock> Int8Row for In256<T> {
         for (b, block) in row.chunks_exact(T::BYTES).enumerate() {
             let (head, codes) = (T::head(block), T::codes(block));
             let (q, sums, s) = (&x.q[b * 256..], &x.sums16[b * 16..], x.scales[b]);
-            let d = f16_at(block, head.d_at) * s;
+            let d = f16_at(block, T::D_AT) * s;
             let mut lanes = [0i32; 16];
             for e in 0..256 {
                 let weight = i32::from(head.scales[e / 16]) * i32::from(codes[e]);
@@ -154,7 +160,7 @@ impl<T: SuperBlock> Int8Row for In256<T> {
                 }
             } else {
                 let min: [i32; 16] = pairs(head.mins);
-                let dmin = -(f16_at(block, head.dmin_at) * s);
+                let dmin = -(f16_at(block, T::DMIN_AT) * s);
                 for l in 0..16 {
                     acc[l] = (min[l] as f32).mul_add(dmin, (lanes[l] as f32).mul_add(d, acc[l]));
                 }
@@ -170,19 +176,20 @@ impl<T: SuperBlock> Int8Row for In256<T> {
         unsafe {
             let mut acc = [S::zero(); N];
             for (b, block) in row.chunks_exact(T::BYTES).enumerate() {
-                let head = T::head(block);
-                let (d, dmin) = (f16::<S>(block, head.d_at), f16::<S>(block, head.dmin_at));
-                let mins = if T::OFFSET > 0 { head.scales.map(|s| -T::OFFSET * s) } else { head.mins };
+                S::prefetch(block.as_ptr().wrapping_add(AHEAD));
+                S::prefetch(block.as_ptr().wrapping_add(AHEAD + 64));
+                S::prefetch(block.as_ptr().wrapping_add(AHEAD + 128));
+                let (d, dmin) = (f16::<S>(block, T::D_AT), f16::<S>(block, T::DMIN_AT));
                 let codes = T::vectors::<S>(block.as_ptr());
-                let mut scales = [S::zero_v(); 4];
-                for v in 0..4 {
-                    scales[v] = S::repeat_i16(head.scales.as_ptr().add(v * 4));
-                }
+                let (scales, of_sums) = T::scales::<S>(block.as_ptr());
                 for c in 0..N {
                     let q = x[c].q.as_ptr().add(b * 256).cast::<u8>();
                     let s = *x[c].scales.as_ptr().add(b);
-                    let min = S::dot_i16(mins.as_ptr(), x[c].sums16.as_ptr().add(b * 16));
-                    let mut lanes = if T::OFFSET > 0 { min } else { S::zero_v() };
+                    let min = S::dot_i16(of_sums, x[c].sums16.as_ptr().add(b * 16));
+                    let mut lanes = S::zero_v();
+                    if T::OFFSET > 0 {
+                        lanes = S::sub_i32(lanes, S::shl32::<5>(min));
+                    }
                     for v in 0..4 {
                         lanes = S::dot_u8_scaled(lanes, codes[v], S::load_v(q.add(v * 64)), scales[v]);
                     }

@@ -16,7 +16,7 @@
 //! The code 3, which two bits can spell and no encoder writes, counts as +2 in dequantizing and in the int8
 //! product and as 0 in the float product: the same on every instruction set.
 
-use super::{Blocks, Column, FloatRow, Int8Row, int8_rows, row_bytes, ternary_kernels, tile};
+use super::{AHEAD, Blocks, Column, FloatRow, Int8Row, int8_rows, row_bytes, ternary_kernels, tile};
 use crate::acts::{Acts, Grain};
 use crate::format::{Call, Format};
 use crate::simd::scalar::Scalar;
@@ -60,9 +60,6 @@ pub(crate) trait Ternary: Blocks {
         }
     }
 }
-
-/// How far ahead of the weights in use memory is asked for theirs, in bytes.
-pub(super) const AHEAD: usize = 4096;
 
 /// [`Ternary::planes`] where a step is 64 bytes of two bits a code in planes of 32 bytes, 128 weights each.
 ///
@@ -209,31 +206,46 @@ unsafe fn run_sums<T: Ternary, S: Bytes, const N: usize>(
     }
 }
 
-/// One column times all rows of the call, four at a time.
+/// One column times all rows of the call.
 #[inline(always)]
 unsafe fn one_column<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) {
+    let n = row_bytes::<T>(call.cols);
+    // SAFETY: the caller's promises, passed on.
+    unsafe {
+        // A length that the compiler knows makes rows of a single step much shorter.
+        if n == T::STEP { by_four::<T, S>(call, T::STEP) } else { by_four::<T, S>(call, n) }
+    }
+}
+
+/// One column times all rows of the call, `n` bytes each, four at a time.
+#[inline(always)]
+unsafe fn by_four<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>, n: usize) {
     let Acts::I8(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
     let x = Column::of(&acts, 0);
-    let n = row_bytes::<T>(call.cols);
     assert!(x.q.len() >= call.cols.next_multiple_of(256), "activation length");
     let scale = x.scales[0] * call.scale;
-    for (rows, out) in call.weights.chunks(4 * n).zip(call.out.column(0).chunks_mut(4)) {
-        // SAFETY: `S` is enabled by the caller; a row is whole blocks, and the column covers it, just checked.
-        unsafe {
-            let (mut lanes, mut d, mut whole) = ([S::zero_v(); 4], [0; 4], true);
-            for (i, row) in rows.chunks_exact(n).enumerate() {
+    let mut groups = call.weights.chunks_exact(4 * n);
+    let (whole, rest) = call.out.column(0).as_chunks_mut::<4>();
+    // SAFETY: `S` is enabled by the caller; a row is whole blocks, and the column covers it, just checked.
+    unsafe {
+        let single = |row: &[u8]| T::simd::<S, 1>(row, call.scale, &[x])[0];
+        for (out, rows) in whole.iter_mut().zip(&mut groups) {
+            let (mut lanes, mut d, mut one_run) = ([S::zero_v(); 4], [0; 4], true);
+            for i in 0..4 {
+                let row = &rows[i * n..][..n];
                 lanes[i] = T::row::<S>(row, x.q.as_ptr());
                 d[i] = T::scale_bits(&row[..T::BYTES]);
-                whole &= is_one_run::<T>(row);
+                one_run &= is_one_run::<T>(row);
             }
-            if whole {
-                let y = S::scaled_sums4(lanes, x.sums[0], d, scale);
-                out.copy_from_slice(&y[..out.len()]);
-            } else {
-                for (row, out) in rows.chunks_exact(n).zip(out) {
-                    [*out] = T::simd::<S, 1>(row, call.scale, &[x]);
+            *out = S::scaled_sums4(lanes, x.sums[0], d, scale);
+            if !one_run {
+                for i in 0..4 {
+                    out[i] = single(&rows[i * n..][..n]);
                 }
             }
+        }
+        for (out, row) in rest.iter_mut().zip(groups.remainder().chunks_exact(n)) {
+            *out = single(row);
         }
     }
 }

@@ -30,6 +30,46 @@ pub(crate) unsafe fn reduce_add_d4(v: __m256d) -> f64 {
     }
 }
 
+/// The 16-bit values at `p`, `p + stride` …, `n <= 16` of them, zeros after; touches only those.
+#[inline(always)]
+pub(crate) unsafe fn halves_every(p: *const u8, stride: usize, n: usize) -> __m256i {
+    unsafe {
+        if n < 8 {
+            let mut some = [0u16; 16];
+            for (i, x) in some.iter_mut().enumerate().take(n) {
+                *x = p.add(i * stride).cast::<u16>().read_unaligned();
+            }
+            return _mm256_loadu_si256(some.as_ptr().cast());
+        }
+        let low = eight_every(p, stride);
+        if n == 8 {
+            return _mm256_zextsi128_si256(low);
+        }
+        if n == 16 {
+            return _mm256_setr_m128i(low, eight_every(p.add(8 * stride), stride));
+        }
+        // Those that overlap are shifted out: the last eight, moved to their places.
+        let high = eight_every(p.add((n - 8) * stride), stride);
+        let mut both = [0u16; 24];
+        _mm_storeu_si128(both.as_mut_ptr().add(n - 8).cast(), high);
+        _mm_storeu_si128(both.as_mut_ptr().cast(), low);
+        _mm256_loadu_si256(both.as_ptr().cast())
+    }
+}
+
+/// Eight 16-bit values, `stride` bytes apart.
+#[inline(always)]
+unsafe fn eight_every(p: *const u8, stride: usize) -> __m128i {
+    macro_rules! insert {
+        ($v:expr, $($i:literal)*) => {{
+            let mut v = $v;
+            $(v = _mm_insert_epi16::<$i>(v, i32::from(p.add($i * stride).cast::<u16>().read_unaligned()));)*
+            v
+        }};
+    }
+    unsafe { insert!(_mm_setzero_si128(), 0 1 2 3 4 5 6 7) }
+}
+
 /// For each 32-bit position of a 128-bit half: fma((sum of both halves - minus) as f32, d, 0) * scale.
 #[inline(always)]
 pub(crate) unsafe fn scaled4(halves: __m256i, minus: i32, d: [u16; 4], scale: f32) -> [f32; 4] {
@@ -339,6 +379,13 @@ impl Bytes for Avx2 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
+    unsafe fn load_f16_every(p: *const u8, stride: usize, n: usize) -> Self::F {
+        unsafe {
+            let h = halves_every(p, stride, n);
+            (_mm256_cvtph_ps(_mm256_castsi256_si128(h)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(h)))
+        }
+    }
+    #[inline(always)]
     unsafe fn spread2(p: *const u8) -> Self::V {
         unsafe {
             // In a 32-bit lane with byte b: b | b << 6 | b << 12 | b << 18 has field j at bit 8j.
@@ -392,6 +439,17 @@ impl Bytes for Avx2 {
     #[inline(always)]
     unsafe fn or(a: Self::V, b: Self::V) -> Self::V {
         both!(_mm256_or_si256, a, b)
+    }
+    #[inline(always)]
+    unsafe fn xor(a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_xor_si256, a, b)
+    }
+    #[inline(always)]
+    unsafe fn shl32<const N: u32>(a: Self::V) -> Self::V {
+        unsafe {
+            let n = _mm_cvtsi32_si128(N as i32);
+            (_mm256_sll_epi32(a.0, n), _mm256_sll_epi32(a.1, n))
+        }
     }
     #[inline(always)]
     unsafe fn shr16<const N: u32>(a: Self::V) -> Self::V {
@@ -472,6 +530,11 @@ impl Bytes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn dot_offset128(u: Self::V, s: Self::V, _: *const i32) -> Self::V {
+        // Products of codes up to 255 do not fit 16 bits.
+        unsafe { Self::dot_i8(Self::zero_v(), Self::xor(u, Self::splat_u8(0x80)), s) }
+    }
+    #[inline(always)]
     unsafe fn dot_u8_scaled(acc: Self::V, u: Self::V, s: Self::V, k: Self::V) -> Self::V {
         unsafe {
             let h = |acc, u, s, k| _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), k));
@@ -479,11 +542,16 @@ impl Bytes for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn dot_i16(a: *const i16, b: *const i16) -> Self::V {
-        unsafe {
-            let lo = _mm256_madd_epi16(_mm256_loadu_si256(a.cast()), _mm256_loadu_si256(b.cast()));
-            (lo, _mm256_setzero_si256())
-        }
+    unsafe fn dot_i16(a: Self::V, b: *const i16) -> Self::V {
+        unsafe { (_mm256_madd_epi16(a.0, _mm256_loadu_si256(b.cast())), _mm256_setzero_si256()) }
+    }
+    #[inline(always)]
+    unsafe fn splat_u64(x: u64) -> Self::V {
+        unsafe { (_mm256_set1_epi64x(x.cast_signed()), _mm256_set1_epi64x(x.cast_signed())) }
+    }
+    #[inline(always)]
+    unsafe fn widen_i8(p: *const i8) -> Self::V {
+        unsafe { (_mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())), _mm256_setzero_si256()) }
     }
     #[inline(always)]
     unsafe fn splat4(p: *const i8) -> Self::V {

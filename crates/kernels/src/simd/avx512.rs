@@ -204,6 +204,10 @@ impl Bytes for Avx512 {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
+    unsafe fn load_f16_every(p: *const u8, stride: usize, n: usize) -> __m512 {
+        unsafe { _mm512_cvtph_ps(super::avx2::halves_every(p, stride, n)) }
+    }
+    #[inline(always)]
     unsafe fn spread2(p: *const u8) -> __m512i {
         unsafe {
             // In a 32-bit lane with byte b: b | b << 6 | b << 12 | b << 18 has field j at bit 8j.
@@ -262,6 +266,14 @@ impl Bytes for Avx512 {
         unsafe { _mm512_or_si512(a, b) }
     }
     #[inline(always)]
+    unsafe fn xor(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_xor_si512(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn shl32<const N: u32>(a: __m512i) -> __m512i {
+        unsafe { _mm512_slli_epi32::<N>(a) }
+    }
+    #[inline(always)]
     unsafe fn shr16<const N: u32>(a: __m512i) -> __m512i {
         unsafe { _mm512_srli_epi16::<N>(a) }
     }
@@ -314,15 +326,30 @@ impl Bytes for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn dot_offset128(u: __m512i, s: __m512i, eighths: *const i32) -> __m512i {
+        unsafe {
+            let offset = _mm512_slli_epi32::<4>(_mm512_loadu_si512(eighths.cast()));
+            _mm512_dpbusd_epi32(offset, u, s)
+        }
+    }
+    #[inline(always)]
     unsafe fn dot_u8_scaled(acc: __m512i, u: __m512i, s: __m512i, k: __m512i) -> __m512i {
         unsafe { _mm512_dpwssd_epi32(acc, _mm512_maddubs_epi16(u, s), k) }
     }
     #[inline(always)]
-    unsafe fn dot_i16(a: *const i16, b: *const i16) -> __m512i {
+    unsafe fn dot_i16(a: __m512i, b: *const i16) -> __m512i {
         unsafe {
-            let lo = _mm256_madd_epi16(_mm256_loadu_si256(a.cast()), _mm256_loadu_si256(b.cast()));
+            let lo = _mm256_madd_epi16(_mm512_castsi512_si256(a), _mm256_loadu_si256(b.cast()));
             _mm512_zextsi256_si512(lo)
         }
+    }
+    #[inline(always)]
+    unsafe fn splat_u64(x: u64) -> __m512i {
+        unsafe { _mm512_set1_epi64(x.cast_signed()) }
+    }
+    #[inline(always)]
+    unsafe fn widen_i8(p: *const i8) -> __m512i {
+        unsafe { _mm512_zextsi256_si512(_mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()))) }
     }
     #[inline(always)]
     unsafe fn splat4(p: *const i8) -> __m512i {

@@ -107,6 +107,8 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn load_half(p: *const u8) -> Self::V;
     /// Asks for the cache line at `p`, which need not be readable.
     unsafe fn prefetch(p: *const u8);
+    /// The halves at `p`, `p + stride` … as f32, `n <= 16` of them, zeros after; touches only those.
+    unsafe fn load_f16_every(p: *const u8, stride: usize, n: usize) -> Self::F;
     /// 16 bytes, each to its four 2-bit fields: byte 4i + j is `p[i] >> 2j & 3`.
     unsafe fn spread2(p: *const u8) -> Self::V;
     /// The same 32 bytes in both halves, the second shifted right by `N` as 16-bit lanes; mask the bytes afterwards.
@@ -119,13 +121,16 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn splat_u8(x: u8) -> Self::V;
     unsafe fn and(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn or(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn xor(a: Self::V, b: Self::V) -> Self::V;
     /// Every 16-bit lane shifted right, zeros in; mask the bytes afterwards.
     unsafe fn shr16<const N: u32>(a: Self::V) -> Self::V;
     /// Every 16-bit lane shifted left, zeros in; mask the bytes afterwards.
     unsafe fn shl16<const N: u32>(a: Self::V) -> Self::V;
+    /// Every 32-bit lane shifted left.
+    unsafe fn shl32<const N: u32>(a: Self::V) -> Self::V;
     unsafe fn sub_u8(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn add_i32(a: Self::V, b: Self::V) -> Self::V;
-    /// Within each 16 bytes: byte i is byte `index[i] < 16` of them.
+    /// Within each 16 bytes: byte i is byte `index[i] < 16` of them, and 0 where the index is 0x80.
     unsafe fn shuffle16(a: Self::V, index: Self::V) -> Self::V;
     /// A base-3 digit of every byte b: `(b * power % 256) * 3 / 256`. The 16-bit lanes of `power` are the
     /// power times 256, one for both bytes of a lane.
@@ -139,13 +144,19 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn dot_u8(acc: Self::V, u: Self::V, s: Self::V) -> Self::V;
     /// The same for signed w in -128..=127.
     unsafe fn dot_i8(acc: Self::V, w: Self::V, s: Self::V) -> Self::V;
+    /// i32 lane l = sum of (u[4l..4l+4] - 128) * s[4l..4l+4], u unsigned, s signed in -127..=127, where `eighths[l]` is
+    /// -8 times the sum of s[4l..4l+4].
+    unsafe fn dot_offset128(u: Self::V, s: Self::V, eighths: *const i32) -> Self::V;
     /// i32 lane l + (u[4l]s[4l] + u[4l+1]s[4l+1]) * k[2l] + (u[4l+2]s[4l+2] + u[4l+3]s[4l+3]) * k[2l+1],
     /// k signed 16-bit lanes. Exact for u <= 128.
     unsafe fn dot_u8_scaled(acc: Self::V, u: Self::V, s: Self::V, k: Self::V) -> Self::V;
-    /// i32 lane l < 8 is a[2l] * b[2l] + a[2l + 1] * b[2l + 1] of 16 values each; the others are zero.
-    unsafe fn dot_i16(a: *const i16, b: *const i16) -> Self::V;
+    /// i32 lane l < 8 is a[2l] * b[2l] + a[2l + 1] * b[2l + 1] of the first 16 values each; the others are zero.
+    unsafe fn dot_i16(a: Self::V, b: *const i16) -> Self::V;
     /// The four bytes at `p` in every 32-bit lane.
     unsafe fn splat4(p: *const i8) -> Self::V;
+    unsafe fn splat_u64(x: u64) -> Self::V;
+    /// 16 i8 as i16, then zeros.
+    unsafe fn widen_i8(p: *const i8) -> Self::V;
     unsafe fn splat_i32(x: i32) -> Self::V;
     unsafe fn sub_i32(a: Self::V, b: Self::V) -> Self::V;
     /// The same bits as f32 lanes, and back.
