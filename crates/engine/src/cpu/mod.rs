@@ -4,11 +4,16 @@
 //! among themselves; products and attention are claimed in pieces, with a barrier before and after. Every element
 //! of a result is computed by one worker, by operations that depend on nothing but its own inputs, so neither the
 //! number of threads nor the cut of a prompt into batches changes a bit.
+//!
+//! With one token a phase is microseconds long, so phases are joined (`single.rs`): every worker normalizes and quantizes
+//! the input of a product for itself, whoever attends with a head also rotates and stores it, and whoever has some of the
+//! gate and the values beside it multiplies them. A layer then has five barriers.
 
 #![allow(unsafe_code)]
 
 mod scratch;
 mod shared;
+mod single;
 
 pub(crate) use scratch::{Scratch, Sizes};
 pub use shared::OutOfMemory;
@@ -19,7 +24,7 @@ use crate::model::Architecture;
 use crate::model::op::{Op, Product, Slot, View};
 use crate::threads::Worker;
 use crate::weights::{Place, WeightTable};
-use nexaquant_kernels::{Acts, F32Cols, I8Cols, KvRows, Layout, Ops};
+use nexaquant_kernels::{Activation, Acts, F32Cols, Grain, I8Cols, KvRows, Layout, Ops};
 use scratch::{grains, record_lines};
 use std::ops::Range;
 
@@ -46,6 +51,9 @@ const GLU_CHUNK: usize = 512;
 impl Step<'_> {
     /// Runs `ops` for the batch's tokens `which`, with their matrices at `place`. Logits are written to rows from 0.
     pub(crate) fn run(&self, worker: &Worker<'_>, ops: &[Op], which: &Range<usize>, place: Place<'_>) {
+        if which.len() == 1 {
+            return self.run_single(worker, ops, which.start, place);
+        }
         let mut before = true;
         for (i, op) in ops.iter().enumerate() {
             let alone = matches!(op, Op::MatMul { .. } | Op::Attention { .. } | Op::Glu { .. });
@@ -55,30 +63,43 @@ impl Step<'_> {
             before = alone;
             match op {
                 Op::MatMul { input, products } => self.matmul(worker, which, *input, products, place),
-                Op::Attention { layer, q, out, window, scale } => {
-                    self.attention(worker, which, *layer, *q, *out, *window, *scale);
-                }
+                Op::Attention { .. } => self.attention(worker, which, op, &[], place),
                 Op::Glu { gate, up, out, activation } => {
                     let pieces = gate.width.div_ceil(GLU_CHUNK);
                     worker.claim(which.len() * pieces, 1, |items| {
                         for item in items {
                             let (t, from) = (which.start + item / pieces, item % pieces * GLU_CHUNK);
-                            let width = GLU_CHUNK.min(gate.width - from);
-                            // SAFETY: claimed by this worker alone; `gate` and `up` are only read in this phase.
-                            unsafe {
-                                let out = self.write(out.part(from, width), t);
-                                let gate = self.read(gate.part(from, width), t);
-                                self.ops.glu(*activation, gate, self.read(up.part(from, width), t), out);
-                            }
+                            let values = from..(from + GLU_CHUNK).min(gate.width);
+                            self.glu(*activation, (*gate, *up, *out), values, t);
                         }
                     });
                 }
                 op => {
                     for i in worker.share(which.len()) {
-                        self.token_op(op, which.start + i, place);
+                        self.token_op(op, which.start + i, which.start + i, place);
                     }
                 }
             }
+        }
+    }
+
+    /// Values of the hidden vector of one token, which the calling worker has claimed.
+    fn glu(
+        &self,
+        activation: Activation,
+        (gate, up, out): (View, View, View),
+        values: Range<usize>,
+        t: usize,
+    ) {
+        let part = |view: View| view.part(values.start, values.len());
+        // SAFETY: claimed by this worker alone; it has written `gate` and `up` itself, or they are only read in this phase.
+        unsafe {
+            self.ops.glu(
+                activation,
+                self.read(part(gate), t),
+                self.read(part(up), t),
+                self.write(part(out), t),
+            );
         }
     }
 
@@ -105,8 +126,10 @@ impl Step<'_> {
         unsafe { buffer.data.write(at..at + view.width) }
     }
 
-    /// An op that touches nothing but token `t`, which belongs to the calling worker in every such op.
-    fn token_op(&self, op: &Op, t: usize, place: Place<'_>) {
+    /// An op that touches nothing but token `t`, which belongs to the calling worker in every such op; its row of
+    /// normalized values is `norm`.
+    fn token_op(&self, op: &Op, t: usize, norm: usize, place: Place<'_>) {
+        let row = |view: &View| if view.slot == Slot::Norm { norm } else { t };
         let eps = self.arch.hparams.eps;
         // SAFETY: this worker owns token `t` until the next barrier; the builder gives inputs and outputs different
         // slots (or the same view where an op works in place, taken once).
@@ -130,7 +153,7 @@ impl Step<'_> {
                 }
                 Op::RmsNorm { x, weight, out } => {
                     let weight = self.weights.vector(*weight);
-                    self.ops.rms_norm(self.read(*x, t), weight, eps, self.write(*out, t));
+                    self.ops.rms_norm(self.read(*x, t), weight, eps, self.write(*out, row(out)));
                 }
                 Op::RmsNormHeads { x, weight } => {
                     self.ops.rms_norm_heads(self.write(*x, t), self.weights.vector(*weight), eps);
@@ -144,21 +167,30 @@ impl Step<'_> {
                     self.ops.rope(self.write(*x, t), head_dim, cos, sin, self.arch.spec.pairing);
                 }
                 Op::KvAppend { layer, k, v } => {
-                    let layout = self.kv.layout();
-                    let pos = self.pos0 + t;
-                    let (page, row) = (&self.kv.pages()[pos / PAGE], pos % PAGE);
-                    let (k, v) = (self.read(*k, t), self.read(*v, t));
-                    let heads = k.chunks_exact(layout.head_dim).zip(v.chunks_exact(layout.head_dim));
-                    for (head, (k, v)) in heads.enumerate() {
-                        let rows = row..row + 1;
-                        let to = page.write(layout.k(*layer, head, rows.clone()));
-                        self.ops.kv_store(layout.ty, k, to);
-                        self.ops.kv_store(layout.ty, v, page.write(layout.v(*layer, head, rows)));
+                    let d = self.kv.layout().head_dim;
+                    for head in 0..k.width / d {
+                        self.kv_append(*layer, head, k.part(head * d, d), v.part(head * d, d), t);
                     }
                 }
-                Op::Add { x, y } => self.ops.add(self.write(*x, t), self.read(*y, t)),
+                Op::Add { x, y } => self.ops.add(self.write(*x, t), self.read(*y, row(y))),
                 Op::MatMul { .. } | Op::Attention { .. } | Op::Glu { .. } => unreachable!("not a token op"),
             }
+        }
+    }
+
+    /// Stores one head's key and value of one token.
+    ///
+    /// # Safety
+    /// The head of this token belongs to the calling worker.
+    unsafe fn kv_append(&self, layer: usize, head: usize, k: View, v: View, t: usize) {
+        let layout = self.kv.layout();
+        let pos = self.pos0 + t;
+        let (page, rows) = (&self.kv.pages()[pos / PAGE], pos % PAGE..pos % PAGE + 1);
+        // SAFETY: by the caller.
+        unsafe {
+            let to = page.write(layout.k(layer, head, rows.clone()));
+            self.ops.kv_store(layout.ty, self.read(k, t), to);
+            self.ops.kv_store(layout.ty, self.read(v, t), page.write(layout.v(layer, head, rows)));
         }
     }
 
@@ -171,76 +203,68 @@ impl Step<'_> {
         place: Place<'_>,
     ) {
         let n = which.len();
-        let kernels = products.iter().map(|p| self.weights.kernel(p.matrix));
-        let grains = grains(kernels);
-        // Where each grain's region of records begins, in lines.
+        let inputs = self.inputs(input, products);
+        if inputs.grains[0].is_some() {
+            worker.claim(n, 1, |r| r.for_each(|i| self.quantize(&inputs, i, which.start + i)));
+            worker.barrier();
+        }
+        let total: usize = products.iter().map(|p| p.out.width).sum();
+        worker.claim(total, PREFILL_ROWS, |claimed| {
+            for_rows(products, claimed, |p, rows| {
+                // SAFETY: read only in this phase: records and input were written before the last barriers.
+                let acts = unsafe { self.acts(&inputs, p, 0, which) };
+                self.product(p, rows, &acts, which, place);
+            });
+        });
+    }
+
+    /// Where the quantized forms of a product's input go.
+    fn inputs(&self, input: View, products: &[Product]) -> Inputs {
+        let grains = grains(products.iter().map(|p| self.weights.kernel(p.matrix)));
         let mut regions = [0; 4];
         for (i, grain) in grains.iter().enumerate() {
             let lines = grain.map_or(0, |grain| record_lines(Layout { cols: input.width, grain }));
             regions[i + 1] = regions[i] + lines * self.scratch.rows;
         }
-        // One token: every worker quantizes into a record of its own and nobody waits.
-        let first = if n == 1 { worker.id() } else { 0 };
-        let quantize = |token: usize, record: usize| {
-            for (grain, region) in grains.iter().zip(regions) {
-                let Some(grain) = *grain else { continue };
-                let layout = Layout { cols: input.width, grain };
-                let lines = record_lines(layout);
-                let at = region + record * lines;
-                // SAFETY: the record is this worker's own (one token) or claimed by it; the input is only read.
-                unsafe {
-                    let record = self.scratch.acts.write(at..at + lines);
-                    self.ops.quantize(self.read(input, token), layout, record);
-                }
-            }
-        };
-        if grains[0].is_some() {
-            if n == 1 {
-                quantize(which.start, first);
-            } else {
-                worker.claim(n, 1, |r| r.for_each(|i| quantize(which.start + i, i)));
-                worker.barrier();
+        Inputs { input, grains, regions }
+    }
+
+    /// Quantizes row `from` of a product's input into the records `to`, which belong to the calling worker.
+    fn quantize(&self, inputs: &Inputs, to: usize, from: usize) {
+        for (grain, region) in inputs.grains.iter().zip(inputs.regions) {
+            let Some(grain) = *grain else { continue };
+            let layout = Layout { cols: inputs.input.width, grain };
+            let lines = record_lines(layout);
+            let at = region + to * lines;
+            // SAFETY: the record is this worker's own or claimed by it; the input is only read in this phase.
+            unsafe {
+                let record = self.scratch.acts.write(at..at + lines);
+                self.ops.quantize(self.read(inputs.input, from), layout, record);
             }
         }
+    }
 
-        let total: usize = products.iter().map(|p| p.out.width).sum();
-        let chunk = if worker.threads() == 1 && n == 1 {
-            total
-        } else if n == 1 {
-            (total / (worker.threads() * 4)).next_multiple_of(16).clamp(16, 512)
-        } else {
-            PREFILL_ROWS
-        };
-        worker.claim(total, chunk, |claimed| {
-            let mut start = 0;
-            for p in products {
-                let end = start + p.out.width;
-                let (from, to) = (claimed.start.max(start), claimed.end.min(end));
-                if from < to {
-                    let rows = from - start..to - start;
-                    let kernel = self.weights.kernel(p.matrix);
-                    // SAFETY: read only in this phase: the records were written before the barrier above (or by this
-                    // worker), the input before the one before this op.
-                    let acts = unsafe {
-                        if let Some(grain) = kernel.grain() {
-                            let region = grains.iter().position(|g| *g == Some(grain)).unwrap_or(0);
-                            let layout = Layout { cols: input.width, grain };
-                            let lines = record_lines(layout);
-                            let at = regions[region] + first * lines;
-                            let records = self.scratch.acts.read(at..at + n * lines);
-                            Acts::I8(I8Cols::new(records, layout, n))
-                        } else {
-                            let buffer = self.scratch.slot(input.slot);
-                            let at = which.start * buffer.width + input.at;
-                            let x = buffer.data.read(at..at + (n - 1) * buffer.width + input.width);
-                            Acts::F32(F32Cols::new(x, buffer.width, input.width, n))
-                        }
-                    };
-                    self.product(p, rows, &acts, which, place);
-                }
-                start = end;
+    /// What the kernel of a product multiplies by: records from `first` on, or rows `which` of the input.
+    ///
+    /// # Safety
+    /// No other worker writes them before the next barrier.
+    unsafe fn acts(&self, inputs: &Inputs, p: &Product, first: usize, which: &Range<usize>) -> Acts<'_> {
+        let (n, input) = (which.len(), inputs.input);
+        // SAFETY: by the caller.
+        unsafe {
+            if let Some(grain) = self.weights.kernel(p.matrix).grain() {
+                let region = inputs.grains.iter().position(|g| *g == Some(grain)).unwrap_or(0);
+                let layout = Layout { cols: input.width, grain };
+                let lines = record_lines(layout);
+                let at = inputs.regions[region] + first * lines;
+                Acts::I8(I8Cols::new(self.scratch.acts.read(at..at + n * lines), layout, n))
+            } else {
+                let buffer = self.scratch.slot(input.slot);
+                let at = which.start * buffer.width + input.at;
+                let x = buffer.data.read(at..at + (n - 1) * buffer.width + input.width);
+                Acts::F32(F32Cols::new(x, buffer.width, input.width, n))
             }
-        });
+        }
     }
 
     /// The values `rows` of one product for all tokens of the step.
@@ -282,17 +306,11 @@ impl Step<'_> {
         }
     }
 
-    #[allow(clippy::too_many_arguments)] // the fields of the op
-    fn attention(
-        &self,
-        worker: &Worker<'_>,
-        which: &Range<usize>,
-        layer: usize,
-        q: View,
-        out: View,
-        window: Option<usize>,
-        scale: f32,
-    ) {
+    /// `op`, an attention. What is in `first` is done to each head by whoever attends with it.
+    fn attention(&self, worker: &Worker<'_>, which: &Range<usize>, op: &Op, first: &[Op], place: Place<'_>) {
+        let &Op::Attention { layer, q, out, window, scale } = op else {
+            unreachable!("called for attention")
+        };
         let layout = self.kv.layout();
         let d = layout.head_dim;
         let kv_heads = self.arch.hparams.layers[layer].kv_heads;
@@ -301,6 +319,9 @@ impl Step<'_> {
         worker.claim(which.len() * kv_heads, 1, |items| {
             for item in items {
                 let (t, head) = (which.start + item / kv_heads, item % kv_heads);
+                for op in first {
+                    self.head_op(op, head, kv_heads, t, place);
+                }
                 let pos = self.pos0 + t;
                 let from = window.map_or(0, |w| (pos + 1).saturating_sub(w));
                 let seen = pos + 1 - from;
@@ -336,5 +357,26 @@ impl Step<'_> {
                 }
             }
         });
+    }
+}
+
+/// A product's input in every form that its kernels want.
+struct Inputs {
+    input: View,
+    grains: [Option<Grain>; 3],
+    /// Where each grain's region of records begins, in lines.
+    regions: [usize; 4],
+}
+
+/// Calls `see` for each product that has some of the values `claimed` of all products' side by side.
+fn for_rows(products: &[Product], claimed: Range<usize>, mut see: impl FnMut(&Product, Range<usize>)) {
+    let mut start = 0;
+    for p in products {
+        let end = start + p.out.width;
+        let (from, to) = (claimed.start.max(start), claimed.end.min(end));
+        if from < to {
+            see(p, from - start..to - start);
+        }
+        start = end;
     }
 }

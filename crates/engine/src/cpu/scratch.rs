@@ -102,8 +102,15 @@ impl Sizes {
         let outputs = outputs.clamp(1, batch);
         let h = &arch.hparams;
         Self {
-            slots: Slot::ALL
-                .map(|slot| (arch.slot_width(slot), if slot == Slot::Logits { outputs } else { batch })),
+            slots: Slot::ALL.map(|slot| {
+                let rows = match slot {
+                    Slot::Logits => outputs,
+                    // A step of one token has a row for each worker.
+                    Slot::Norm => batch.max(threads),
+                    _ => batch,
+                };
+                (arch.slot_width(slot), rows)
+            }),
             lines: act_lines(arch, kernel),
             angles: ropes.iter().map(|r| 2 * r.frequencies.len() * batch).collect(),
             batch,
@@ -183,6 +190,8 @@ impl Scratch {
             let rows = self.batch.max(threads);
             self.acts = SharedBuf::new(act_lines(arch, kernel) * rows)?;
             self.rows = rows;
+            let norm = &mut self.slots[Slot::Norm as usize];
+            norm.data = SharedBuf::new(norm.width * rows)?;
             self.scores = SharedBuf::new(self.scores_each * threads)?;
             self.threads = threads;
         }

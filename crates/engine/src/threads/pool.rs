@@ -52,13 +52,18 @@ struct Shared {
     outer: Barrier,
     /// Where phases within a run meet.
     inner: Barrier,
-    /// First item of the current phase that nobody has claimed.
-    next: AtomicUsize,
+    /// Of each worker's share of the current phase, the pieces that are claimed.
+    claimed: Vec<Counter>,
     quit: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     /// The function of the current run, its lifetime erased; see `Pool::run`.
     job: UnsafeCell<Option<Job<'static>>>,
 }
+
+/// A count with a cache line (and its neighbour, which processors fetch along) to itself.
+#[derive(Default)]
+#[repr(align(128))]
+struct Counter(AtomicUsize);
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -96,24 +101,33 @@ impl Worker<'_> {
     #[inline]
     pub fn barrier(&self) {
         if self.threads == 1 {
-            self.shared.next.store(0, Relaxed);
-        } else if self.shared.inner.wait(|| self.shared.next.store(0, Relaxed)).is_err() {
+            self.shared.unclaim();
+        } else if self.shared.inner.wait(|| self.shared.unclaim()).is_err() {
             resume_unwind(Box::new(Broken));
         }
     }
 
     /// Calls `work` with pieces of `0..total`, at most `chunk` long, until all workers together have taken
     /// every piece. Once a phase: a barrier must lie between two claims.
+    ///
+    /// A worker begins with its own share, the same in every pass over a model, so its cache may still hold what belongs to
+    /// it, and memory is read in one stream a worker; then it helps the others.
     #[inline]
     pub fn claim(&self, total: usize, chunk: usize, mut work: impl FnMut(Range<usize>)) {
         let chunk = chunk.max(1);
-        loop {
+        let (pieces, n) = (total.div_ceil(chunk), self.threads);
+        for k in 0..n {
+            let whose = (self.id + k) % n;
+            let (from, to) = (pieces * whose / n, pieces * (whose + 1) / n);
+            let claimed = &self.shared.claimed[whose].0;
             // Relaxed: what the pieces protect is ordered by the barriers around the phase.
-            let from = self.shared.next.fetch_add(chunk, Relaxed);
-            if from >= total {
-                return;
+            while claimed.load(Relaxed) < to - from {
+                let piece = from + claimed.fetch_add(1, Relaxed);
+                if piece >= to {
+                    break;
+                }
+                work(piece * chunk..((piece + 1) * chunk).min(total));
             }
-            work(from..(from + chunk).min(total));
         }
     }
 
@@ -142,7 +156,7 @@ impl Pool {
             threads,
             outer: Barrier::new(threads),
             inner: Barrier::new(threads),
-            next: AtomicUsize::new(0),
+            claimed: (0..threads).map(|_| Counter::default()).collect(),
             quit: AtomicBool::new(false),
             panic: Mutex::new(None),
             job: UnsafeCell::new(None),
@@ -179,7 +193,7 @@ impl Pool {
 
     /// Calls `f` on the calling thread alone, as the one worker of a run; the others sleep on.
     pub fn run_alone(&mut self, f: impl FnOnce(&Worker<'_>)) {
-        self.shared.next.store(0, Relaxed);
+        self.shared.unclaim();
         f(&Worker { id: 0, threads: 1, shared: &self.shared });
     }
 
@@ -189,7 +203,7 @@ impl Pool {
     /// Passes on the panic of any worker; the pool stays usable.
     pub fn run(&mut self, f: impl Fn(&Worker<'_>) + Sync) {
         let shared = &*self.shared;
-        shared.next.store(0, Relaxed);
+        shared.unclaim();
         if shared.threads == 1 {
             return f(&Worker { id: 0, threads: 1, shared });
         }
@@ -210,6 +224,13 @@ impl Pool {
 }
 
 impl Shared {
+    /// Makes every piece of the next phase free to claim.
+    fn unclaim(&self) {
+        for counter in &self.claimed {
+            counter.0.store(0, Relaxed);
+        }
+    }
+
     /// Runs the current job as worker `id`, keeping a panic for [`Pool::run`].
     fn run_job(&self, id: usize) {
         // SAFETY: written before the outer barrier this worker has passed, not written again until it arrives

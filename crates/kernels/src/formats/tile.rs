@@ -27,6 +27,7 @@ type Codes = [[Line; 2]; STEPS * 64];
 ///
 /// # Safety
 /// As for every kernel; `S` is enabled.
+#[allow(clippy::large_stack_arrays)] // 32 KiB, gone with the call
 #[inline(always)]
 pub(super) unsafe fn multiply<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) -> bool {
     let n = row_bytes::<T>(call.cols);
