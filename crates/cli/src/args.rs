@@ -343,7 +343,7 @@ pub struct InspectArgs {
 #[command(after_help = "\
 NEXAQUANT_ISA=scalar|avx2|avx512 overrides the choice of instruction set, for tests and comparisons.")]
 pub struct InfoArgs {
-    /// Measure how fast memory is copied and read, too: a tenth of a second, and 256 MB of memory.
+    /// Measure how fast memory is copied and read, too: about a second, and 256 MB of memory.
     #[arg(long)]
     pub measure: bool,
     /// Threads to measure with. Without it one for each physical core this process may use.
