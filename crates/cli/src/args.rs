@@ -2,6 +2,9 @@
 //!
 //! Nothing here decides anything; `options.rs` turns these structs into what they mean.
 
+mod bench;
+
+pub use bench::{BenchArgs, OutputArgs};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -47,6 +50,8 @@ pub enum Command {
     Info(InfoArgs),
     /// Write a random model of a real shape.
     Synth(SynthArgs),
+    /// How fast models are here, beside what this machine could do at best.
+    Bench(BenchArgs),
 }
 
 const MODEL_HELP: &str = "Path of a GGUF file, or alpha (built in), beta, gamma or delta";

@@ -49,5 +49,6 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Inspect(args) => commands::inspect::inspect(&args),
         Command::Info(args) => commands::info::info(&args),
         Command::Synth(args) => commands::synth::synth(&args),
+        Command::Bench(args) => commands::bench::bench(&args),
     }
 }

@@ -1,0 +1,97 @@
+//! `bench`: that its figures belong together; never how fast anything is.
+
+mod common;
+
+use common::{json, nexaquant, stdout};
+use predicates::str::contains;
+use serde_json::Value;
+
+fn number(row: &Value, name: &str) -> f64 {
+    row[name].as_f64().unwrap_or_else(|| panic!("{name} in {row}"))
+}
+
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-9 * b.abs()
+}
+
+#[test]
+fn rows_have_figures_that_belong_together() {
+    let shape = "layers=2,embd=512,heads=8,kv=4,ff=512,vocab=300";
+    let args =
+        ["bench", "alpha", shape, "-t", "1,2", "-p", "9", "-n", "3", "-r", "2", "--kv", "f16,q8_0", "--json"];
+    let found = json(&args);
+    let rows = found["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2 * 2 * 2 * 2);
+    for row in rows {
+        let speed = number(row, "tokens_per_s");
+        assert!(number(row, "tokens_per_s_min") > 0.0);
+        assert!(number(row, "tokens_per_s_min") <= speed && speed <= number(row, "tokens_per_s_max"));
+        assert_eq!(row["tokens_per_s_all"].as_array().unwrap().len(), 2);
+        assert!(close(number(row, "ms_per_token") * speed, 1e3));
+        let (does, could) = match row["kind"].as_str() {
+            Some("tg") => {
+                assert_eq!(row["n"], 3);
+                let does = number(row, "gb_per_s");
+                assert!(close(does, number(row, "bytes_per_token") * speed / 1e9));
+                (does, number(row, "measured_read_gb_per_s"))
+            }
+            Some("pp") => {
+                assert_eq!(row["n"], 9);
+                (number(row, "gmacs_per_s"), number(row, "measured_peak_gmacs_per_s"))
+            }
+            other => panic!("{other:?}"),
+        };
+        assert!(does > 0.0 && could > 0.0 && close(number(row, "fraction"), does / could), "{row}");
+    }
+    let bytes = |model: &str| {
+        let of = |row: &&Value| row["model"].as_str().unwrap().starts_with(model) && row["kind"] == "tg";
+        rows.iter().find(of).unwrap()["bytes_per_token"].as_u64().unwrap()
+    };
+    let run = json(&["run", "alpha", "-p", "x", "-n", "2", "--json"]);
+    assert_eq!(bytes("alpha"), run["weight_bytes_per_token"].as_u64().unwrap());
+    assert!(bytes(shape) > 0);
+}
+
+#[test]
+fn a_table_has_the_same_rows_in_every_form() {
+    let args = ["bench", "-p", "0", "-n", "2", "-r", "1", "-t", "1"];
+    let with = |form: &[&str]| stdout(&[&args[..], form].concat());
+    let (text, csv, md) = (with(&[]), with(&["--csv"]), with(&["--md"]));
+    assert_eq!(text.lines().count(), 2, "{text}");
+    assert_eq!(csv.lines().count(), 2);
+    assert_eq!(csv.lines().map(|line| line.matches(',').count()).collect::<Vec<_>>(), [9, 9], "{csv}");
+    assert_eq!(md.lines().count(), 3);
+    assert!(md.lines().nth(1).unwrap().contains("---:"), "{md}");
+    for text in [text, csv, md] {
+        assert!(text.contains("alpha") && text.contains("tg 2") && text.contains("GB/s"), "{text}");
+    }
+}
+
+#[test]
+fn a_budget_is_kept_while_measuring() {
+    let args = ["bench", "-p", "4", "-n", "2", "-r", "1", "--json", "--budget", "2MB"];
+    assert_eq!(json(&args)["rows"].as_array().unwrap().len(), 2);
+    let tiny = [&args[..7], &["--budget", "20KB"]].concat();
+    nexaquant().args(tiny).assert().code(2).stderr(contains("a budget of at least"));
+}
+
+#[test]
+fn what_cannot_be_measured_is_said() {
+    let many = vec!["1"; 600].join(",");
+    for (args, text) in [
+        (vec!["-t", "0"], "0 is not in 1..=512"),
+        (vec!["-t", "70000"], "70000 is not in"),
+        (vec!["-r", "0"], "0 is not in 1..=1000"),
+        (vec!["-n", "99999999999"], "is not in"),
+        (vec!["-n", "100000"], "was made for 512 positions"),
+        (vec!["-p", "513"], "was made for 512 positions"),
+        (vec!["-p", "0", "-n", "0"], "nothing to measure"),
+        (vec!["-p", &many], "rows are too many"),
+        (vec!["nosuch"], "shapes of random models are tinyllama-1.1b"),
+        (vec!["layers=2,embd=7"], "multiples of 256"),
+        (vec!["tinyllama-1.1b", "--format", "Q4_0"], "--format"),
+        (vec!["--json", "--csv"], "cannot be used with"),
+    ] {
+        nexaquant().arg("bench").args(&args).assert().code(2).stderr(contains(text));
+    }
+}
