@@ -3,10 +3,12 @@
 //! Nothing here decides anything; `options.rs` turns these structs into what they mean.
 
 mod bench;
+mod verify;
 
 pub use bench::{BenchArgs, OutputArgs};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+pub use verify::VerifyArgs;
 
 /// Runs GGUF language models, ternary 1.58-bit ones and ordinary quantizations, on this machine.
 #[derive(Debug, Parser)]
@@ -52,6 +54,8 @@ pub enum Command {
     Synth(SynthArgs),
     /// How fast models are here, beside what this machine could do at best.
     Bench(BenchArgs),
+    /// Whether this program computes right on this machine.
+    Verify(VerifyArgs),
 }
 
 const MODEL_HELP: &str = "Path of a GGUF file, or alpha (built in), beta, gamma or delta";

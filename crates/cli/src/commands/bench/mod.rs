@@ -8,9 +8,9 @@
 //! | `table.rs` | how tables look |
 
 mod row;
-mod subject;
+pub mod subject;
 mod table;
-mod visit;
+pub mod visit;
 
 use crate::args::BenchArgs;
 use crate::failure::Failure;

@@ -13,6 +13,8 @@ use std::path::PathBuf;
 pub struct Subject {
     pub name: String,
     pub model: Model,
+    /// `None` for a random model.
+    pub source: Option<models::Source>,
     /// Removes the file of a random model.
     _file: Option<Removed>,
 }
@@ -33,7 +35,7 @@ impl Subject {
             let source = models::find(name).map_err(missing)?;
             let model = engine::load_source(&source, load)?;
             let name = name.rsplit(['/', std::path::MAIN_SEPARATOR]).next().unwrap_or(name);
-            return Ok(Self { name: name.to_owned(), model, _file: None });
+            return Ok(Self { name: name.to_owned(), model, source: Some(source), _file: None });
         }
         let shape = Shape::parse(name).map_err(Failure::input)?;
         let path =
@@ -53,7 +55,7 @@ impl Subject {
         // What is open stays readable without a name, so that nothing is left behind even by a run that is killed.
         #[cfg(unix)]
         let _ = std::fs::remove_file(&path);
-        Ok(Self { name: format!("{name} {}", ty.name()), model, _file: Some(removed) })
+        Ok(Self { name: format!("{name} {}", ty.name()), model, source: None, _file: Some(removed) })
     }
 }
 
