@@ -5,7 +5,7 @@
 mod bench;
 mod verify;
 
-pub use bench::{BenchArgs, OutputArgs};
+pub use bench::{AnnouncedArgs, BenchArgs, BenchCommand, KernelsArgs, OutputArgs};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 pub use verify::VerifyArgs;
@@ -53,7 +53,7 @@ pub enum Command {
     /// Write a random model of a real shape.
     Synth(SynthArgs),
     /// How fast models are here, beside what this machine could do at best.
-    Bench(BenchArgs),
+    Bench(Box<BenchArgs>),
     /// Whether this program computes right on this machine.
     Verify(VerifyArgs),
 }

@@ -95,3 +95,61 @@ fn what_cannot_be_measured_is_said() {
         nexaquant().arg("bench").args(&args).assert().code(2).stderr(contains(text));
     }
 }
+
+#[test]
+fn kernels_are_measured_on_every_instruction_set() {
+    use nexaquant_engine::kernels::Isa;
+    let found = json(&["bench", "kernels", "tq2_0", "F16", "-r", "1", "--json"]);
+    let rows = found["rows"].as_array().unwrap();
+    for isa in Isa::available() {
+        let of = |format: &str, columns: u64| {
+            let same = |row: &&Value| {
+                row["format"] == format
+                    && row["isa"] == isa.name()
+                    && row["columns"].as_u64() == Some(columns)
+            };
+            rows.iter().filter(same).count()
+        };
+        // Two shapes; ternary weights with int8 activations and with floats.
+        assert_eq!((of("TQ2_0", 1), of("TQ2_0", 8), of("F16", 1), of("F16", 8)), (4, 2, 2, 0), "{isa}");
+    }
+    for row in rows {
+        let [does, could] = if row["columns"] == 1 {
+            ["gb_per_s", "measured_read_gb_per_s"]
+        } else {
+            ["gmacs_per_s", "measured_peak_gmacs_per_s"]
+        };
+        let (does, could) = (number(row, does), number(row, could));
+        assert!(does > 0.0 && could > 0.0 && close(number(row, "fraction"), does / could), "{row}");
+        assert!(number(row, "us") > 0.0 && number(row, "bytes") > 0.0, "{row}");
+    }
+    let scalar = stdout(&["bench", "kernels", "Q8_0", "--isa", "scalar", "-r", "1", "--csv"]);
+    assert_eq!(scalar.lines().count(), 1 + 4 + 2, "{scalar}");
+    nexaquant().args(["bench", "kernels", "Q9"]).assert().code(2).stderr(contains("there are F32"));
+}
+
+#[test]
+fn announced_figures_are_all_measured() {
+    let found = json(&["bench", "announced", "-r", "2", "-n", "20", "--json"]);
+    let rows = found["rows"].as_array().unwrap();
+    let measured = |what: &str| {
+        let row = rows.iter().find(|row| row["what"] == what).unwrap_or_else(|| panic!("{what}"));
+        assert!(!row["of"].as_str().unwrap().is_empty(), "{row}");
+        number(row, "measured")
+    };
+    let (best, median) = (measured("time a token, best run"), measured("time a token, median run"));
+    assert!(0.0 < best && best <= median);
+    let layers = measured("layers") * median / 1e3;
+    assert!((layers - layers.round()).abs() < 1e-6 && layers > 1.0, "{layers} layers");
+    for what in
+        ["ternary kernel, small matrix", "ternary kernel, large matrix", "page-in of a part", "verification"]
+    {
+        assert!(measured(what) > 0.0, "{what}");
+    }
+    for what in
+        ["jitter alone", "jitter under load", "jitter of the machine under load", "eviction of a part"]
+    {
+        assert!(measured(what) >= 0.0, "{what}");
+    }
+    assert!(measured("numeric delta") <= 1e-6);
+}

@@ -1,19 +1,25 @@
 //! What was typed after `bench`.
 
 use super::{Activations, Kv};
-use clap::Args;
+use clap::{Args, Subcommand, ValueEnum};
+use nexaquant_engine::kernels::Isa;
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 #[command(after_help = "\
 Examples:
   nexaquant bench                                    alpha: a prompt of 512 tokens, an answer of 128
   nexaquant bench alpha model.gguf -t 1,2 -p 0 -n 64   answers only, with one thread and with two
   nexaquant bench bitnet-2b4t --format I2_S --json   a random model of a real shape, for programs
+  nexaquant bench kernels                            each format's kernel by itself
+  nexaquant bench announced                          the figures of the announcement
 
 Repeats go round all rows, so that a slow moment of the machine meets all of them. Beside an answer's speed stands
 the speed of a loop that only reads as many bytes as the answer reads of weights a token; beside a prompt's speed that
 of a loop that only multiplies: both measured in the same run, with the same threads.")]
 pub struct BenchArgs {
+    #[command(subcommand)]
+    pub what: Option<BenchCommand>,
     /// Paths of GGUF files, bundled names, or shapes of random models: tinyllama-1.1b, bitnet-2b4t, llama3-8b, or sizes as
     /// `nexaquant synth` takes them. Without any: alpha.
     #[arg(value_name = "MODEL")]
@@ -66,6 +72,78 @@ pub struct BenchArgs {
     /// Let the system move threads from core to core.
     #[arg(long, help_heading = "Computation")]
     pub no_pin: bool,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// What is measured in place of models.
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Each format's kernel by itself, on each instruction set.
+    Kernels(KernelsArgs),
+    /// The figures of the project's announcement, each measured now.
+    Announced(AnnouncedArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nexaquant bench kernels
+  nexaquant bench kernels TQ2_0 I2_S --isa avx512 --md
+
+One thread. One column is beside reading as many bytes, eight columns beside multiplying in registers.")]
+pub struct KernelsArgs {
+    /// Formats, as `nexaquant info` lists them. Without any: all.
+    #[arg(value_name = "FORMAT")]
+    pub formats: Vec<String>,
+    /// Only this instruction set.
+    #[arg(long, value_name = "ISA")]
+    pub isa: Option<IsaArg>,
+    /// Repeats of each row.
+    #[arg(short, long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+impl KernelsArgs {
+    /// Whether rows of `isa` are asked for.
+    pub fn wants(&self, isa: Isa) -> bool {
+        self.isa.is_none_or(|wanted| wanted.isa() == isa)
+    }
+}
+
+/// An instruction set by name.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum IsaArg {
+    /// Plain Rust.
+    Scalar,
+    /// AVX2 with FMA and F16C.
+    Avx2,
+    /// AVX-512 with VNNI.
+    Avx512,
+}
+
+impl IsaArg {
+    fn isa(self) -> Isa {
+        match self {
+            IsaArg::Scalar => Isa::Scalar,
+            IsaArg::Avx2 => Isa::Avx2,
+            IsaArg::Avx512 => Isa::Avx512,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Alpha, its kernels, and the default scenario of `nexaquant m3` are measured; it takes about half a minute.")]
+pub struct AnnouncedArgs {
+    /// Runs of alpha.
+    #[arg(short, long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub repeat: u32,
+    /// Tokens of a run.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(2..=400))]
+    pub generate: u32,
     #[command(flatten)]
     pub output: OutputArgs,
 }

@@ -5,14 +5,18 @@
 //! | `subject.rs` | the models, random ones included |
 //! | `visit.rs` | one measurement of one row and of its limit |
 //! | `row.rs` | medians, shares |
+//! | `kernels.rs` | kernels by themselves |
+//! | `announced.rs` | the figures of the announcement |
 //! | `table.rs` | how tables look |
 
+mod announced;
+mod kernels;
 mod row;
 pub mod subject;
 mod table;
 pub mod visit;
 
-use crate::args::BenchArgs;
+use crate::args::{BenchArgs, BenchCommand};
 use crate::failure::Failure;
 use crate::options::{self, mode};
 use crate::output::note;
@@ -28,6 +32,14 @@ use visit::{Bench, Cell, Kind};
 const MOST_ROWS: usize = 512;
 
 pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
+    match &args.what {
+        None => models(args),
+        Some(BenchCommand::Kernels(args)) => kernels::kernels(args),
+        Some(BenchCommand::Announced(args)) => announced::announced(args),
+    }
+}
+
+fn models(args: &BenchArgs) -> Result<(), Failure> {
     let load = LoadOptions { activations: mode(args.activations), isa: None };
     let kinds: Vec<Kind> = args
         .prompt

@@ -162,6 +162,29 @@ pub fn verify(args: &VerifyArgs) -> Result<(), Failure> {
     outcome
 }
 
+/// The largest relative difference of the multiplication-free kernels to sums of f64, and what was compared.
+pub fn float_ternary_delta() -> Result<(f64, String), Failure> {
+    let mut report = Report { checks: Vec::new() };
+    products::products(&mut report)?;
+    let ternary = |check: &&Check| check.what == "multiplication-free";
+    let checks: Vec<&Check> = report.checks.iter().filter(ternary).collect();
+    let relative =
+        |check: &Check| if check.expected == 0.0 { 0.0 } else { check.delta() / check.expected.abs() };
+    let worst = checks.iter().map(|check| relative(check)).fold(0.0, f64::max);
+    let values: u64 = checks.iter().map(|check| check.values).sum();
+    let of = format!(
+        "largest relative difference of ternary kernels with float activations to a sum of f64: {values} products, all formats and instruction sets here, rows up to 16384"
+    );
+    Ok((worst, of))
+}
+
+/// Everything `nexaquant verify` compares without further words; how many values that are.
+pub fn all_of_alpha() -> Result<u64, Failure> {
+    let mut report = Report { checks: Vec::new() };
+    everything(&VerifyArgs { models: Vec::new(), json: true }, &mut report)?;
+    Ok(report.checks.iter().map(|check| check.values).sum())
+}
+
 fn everything(args: &VerifyArgs, report: &mut Report) -> Result<(), Failure> {
     unpack::unpack(report)?;
     products::products(report)?;

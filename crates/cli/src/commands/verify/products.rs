@@ -18,7 +18,8 @@ pub fn products(report: &mut Report) -> Result<(), Failure> {
             for isa in Isa::available() {
                 let name = if mode == Mode::Int8 { "int8" } else { "float" };
                 let of = format!("{} {name} {isa}", format.name);
-                let mut sums = Check::new("f64 sum", of.clone());
+                let free = mode == Mode::Float && format.ternary;
+                let mut sums = Check::new(if free { "multiplication-free" } else { "f64 sum" }, of.clone());
                 let mut bits = Check::new("bits of scalar", of.clone());
                 let mut exact = Check::new("exact integers", of);
                 let (Some(kernel), Some(plain)) =
