@@ -1,4 +1,5 @@
 //! `bench`: that its figures belong together; never how fast anything is.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod common;
 

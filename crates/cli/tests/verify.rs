@@ -1,4 +1,5 @@
 //! `verify`: that it compares what it says, and that it notices.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 
 mod common;
 
