@@ -116,7 +116,8 @@ pub fn product(kernel: BoundKernel, weights: &Weights<'_>, x: &[f32], n: usize) 
     let int8 = I8Cols::new(&lines, layout, n);
     kernel.run(weights, &Acts::I8(int8), Out::new(&mut out, rows, 0, rows, n));
     let group = layout.padded() / layout.groups();
-    let value = |c: usize, e: usize| f64::from(int8.q(c)[e]) * f64::from(int8.scales(c)[e / group]);
+    let value =
+        |c: usize, e: usize| f64::from(int8.q(c)[grain.place(e)]) * f64::from(int8.scales(c)[e / group]);
     let values = (0..n).flat_map(|c| (0..cols).map(move |e| (c, e))).map(|(c, e)| value(c, e)).collect();
     Product { out, values }
 }

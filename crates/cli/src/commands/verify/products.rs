@@ -6,8 +6,8 @@ use super::{Check, Report};
 use crate::failure::Failure;
 use nexaquant_engine::kernels::{BoundKernel, FORMATS, Format, Isa, Mode, Weights};
 
-/// Enough for a group of eight, and for columns alone.
-const COLUMNS: usize = 11;
+/// Enough for tiles of many columns, and for columns left over.
+const COLUMNS: usize = 13;
 
 pub fn products(report: &mut Report) -> Result<(), Failure> {
     for &format in FORMATS {
@@ -69,7 +69,7 @@ fn cases(format: &Format) -> Vec<Case> {
     let mut cases = Vec::new();
     for fill in [Fill::Random, Fill::Largest, Fill::Zero, Fill::AnyBytes] {
         for (rows, cols) in
-            [(1, block), (5, 3 * block), (7, 1024usize.next_multiple_of(block) + block), (3, long)]
+            [(1, block), (37, 3 * block), (7, 1024usize.next_multiple_of(block) + block), (3, long)]
         {
             cases.push(Case { fill, rows, cols });
         }
