@@ -10,9 +10,14 @@ use nexaquant_engine::kernels::{BoundKernel, FORMATS, Format, Isa, Mode, Weights
 const COLUMNS: usize = 13;
 
 pub fn products(report: &mut Report) -> Result<(), Failure> {
+    products_where(report, |_, _| true)
+}
+
+/// The same for some formats and kinds of activations.
+pub fn products_where(report: &mut Report, wanted: impl Fn(&Format, Mode) -> bool) -> Result<(), Failure> {
     for &format in FORMATS {
         for mode in [Mode::Int8, Mode::Float] {
-            if mode == Mode::Int8 && format.grain.is_none() {
+            if mode == Mode::Int8 && format.grain.is_none() || !wanted(format, mode) {
                 continue;
             }
             for isa in Isa::available() {
