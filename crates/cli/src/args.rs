@@ -2,8 +2,13 @@
 //!
 //! Nothing here decides anything; `options.rs` turns these structs into what they mean.
 
+mod bench;
+mod verify;
+
+pub use bench::{AnnouncedArgs, BenchArgs, BenchCommand, KernelsArgs, OutputArgs};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
+pub use verify::VerifyArgs;
 
 /// Runs GGUF language models, ternary 1.58-bit ones and ordinary quantizations, on this machine.
 #[derive(Debug, Parser)]
@@ -47,6 +52,10 @@ pub enum Command {
     Info(InfoArgs),
     /// Write a random model of a real shape.
     Synth(SynthArgs),
+    /// How fast models are here, beside what this machine could do at best.
+    Bench(Box<BenchArgs>),
+    /// Whether this program computes right on this machine.
+    Verify(VerifyArgs),
 }
 
 const MODEL_HELP: &str = "Path of a GGUF file, or alpha (built in), beta, gamma or delta";
@@ -343,7 +352,7 @@ pub struct InspectArgs {
 #[command(after_help = "\
 NEXAQUANT_ISA=scalar|avx2|avx512 overrides the choice of instruction set, for tests and comparisons.")]
 pub struct InfoArgs {
-    /// Measure how fast memory is copied and read, too: a tenth of a second, and 256 MB of memory.
+    /// Measure how fast memory is copied and read, too: about a second, and 256 MB of memory.
     #[arg(long)]
     pub measure: bool,
     /// Threads to measure with. Without it one for each physical core this process may use.

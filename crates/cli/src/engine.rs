@@ -5,7 +5,7 @@ use crate::models::Source;
 use crate::options;
 use crate::output::note;
 use nexaquant_engine::m3::{Memory, MemoryOptions};
-use nexaquant_engine::{LoadCause, Model, Pool, Session, SessionOptions, topology};
+use nexaquant_engine::{LoadCause, LoadOptions, Model, Pool, Session, SessionOptions, topology};
 
 /// Loads a model and starts the threads.
 pub fn open(source: &Source, options: &options::Engine) -> Result<(Model, Pool), Failure> {
@@ -57,7 +57,12 @@ pub fn session(
 
 /// Loads a model.
 pub fn load(source: &Source, options: &options::Engine) -> Result<Model, Failure> {
-    source.load(options.load).map_err(|error| match &*error.cause {
+    load_source(source, options.load)
+}
+
+/// The same where nothing but how to load is decided.
+pub fn load_source(source: &Source, options: LoadOptions) -> Result<Model, Failure> {
+    source.load(options).map_err(|error| match &*error.cause {
         // These name the file themselves.
         LoadCause::File(cause) => Failure::input(cause),
         _ => Failure::input(error),

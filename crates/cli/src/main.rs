@@ -49,5 +49,7 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Inspect(args) => commands::inspect::inspect(&args),
         Command::Info(args) => commands::info::info(&args),
         Command::Synth(args) => commands::synth::synth(&args),
+        Command::Bench(args) => commands::bench::bench(&args),
+        Command::Verify(args) => commands::verify::verify(&args),
     }
 }

@@ -132,11 +132,7 @@ pub fn chat(args: ChatArgs) -> Result<Chat, Failure> {
 
 pub fn engine(args: &EngineArgs) -> Engine {
     let activations = mode(args.activations);
-    let kv = match (args.kv, activations) {
-        (Some(Kv::F32), _) | (None, Mode::Float) => KvType::F32,
-        (Some(Kv::F16), _) | (None, Mode::Int8) => KvType::F16,
-        (Some(Kv::Q8_0), _) => KvType::Q8_0,
-    };
+    let kv = args.kv.map_or(if activations == Mode::Float { KvType::F32 } else { KvType::F16 }, kv_type);
     Engine {
         load: LoadOptions { activations, isa: None },
         pool: PoolOptions { threads: args.threads.map(usize::from), pin: !args.no_pin },
@@ -144,6 +140,14 @@ pub fn engine(args: &EngineArgs) -> Engine {
         kv,
         batch: args.batch.into(),
         budget: args.budget,
+    }
+}
+
+pub fn kv_type(kv: Kv) -> KvType {
+    match kv {
+        Kv::F16 => KvType::F16,
+        Kv::F32 => KvType::F32,
+        Kv::Q8_0 => KvType::Q8_0,
     }
 }
 

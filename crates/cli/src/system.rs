@@ -52,8 +52,17 @@ impl System {
 
     /// The most memory that this process ever had, in bytes: what the system calls `VmHWM`.
     pub fn peak_memory(&self) -> Option<u64> {
+        self.own_memory("VmHWM:")
+    }
+
+    /// The memory of this process that is no part of a file, in bytes.
+    pub fn anonymous_memory(&self) -> Option<u64> {
+        self.own_memory("RssAnon:")
+    }
+
+    fn own_memory(&self, field: &str) -> Option<u64> {
         let text = self.read("proc/self/status")?;
-        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix(field))?;
         line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
     }
 

@@ -22,6 +22,7 @@ pub mod decide;
 mod file;
 mod generate;
 mod kv;
+pub mod limits;
 mod loader;
 pub mod m3;
 pub mod model;

@@ -7,7 +7,7 @@ use crate::models::{self, Source};
 use crate::output::{self, bytes, table};
 use crate::system::{System, missing_features};
 use nexaquant_engine::kernels::{BoundKernel, FORMATS, Format, ISA_ENV, Isa, Mode};
-use nexaquant_engine::m3::{MemoryRates, memory_rates};
+use nexaquant_engine::limits::{MemoryRates, memory_rates};
 use nexaquant_engine::{Pool, PoolOptions, model::spec::ArchSpec, topology};
 use serde_json::{Value, json};
 

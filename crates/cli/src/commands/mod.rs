@@ -1,5 +1,6 @@
 //! The commands, one file each.
 
+pub mod bench;
 pub mod chat;
 pub mod info;
 pub mod inspect;
@@ -9,3 +10,4 @@ pub mod plan;
 pub mod run;
 pub mod score;
 pub mod synth;
+pub mod verify;

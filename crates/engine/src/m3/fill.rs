@@ -50,7 +50,7 @@ struct Job<T> {
 }
 
 /// Bytes that one job reads, about: enough that asking for them costs little, and several jobs a part.
-pub(super) const JOB: usize = 128 << 10;
+pub(crate) const JOB: usize = 128 << 10;
 
 /// One piece that has to wait for a disk.
 struct Far<T> {

@@ -7,7 +7,6 @@
 //! | `cut.rs` | the graph as parts, and where each row of a part lies in its blocks |
 //! | `blocks.rs`, `arena.rs` | the memory itself, and who holds which block of it |
 //! | `plan.rs` | what will happen, rehearsed without reading a weight |
-//! | `rates.rs` | what the machine's memory does, to stand beside |
 //! | `source.rs`, `fill.rs` | bytes of a file; workers and reader threads that bring them in |
 //!
 //! Who is in memory is decided in the crate `nexaquant-residency`, which knows parts by number and size and nothing else.
@@ -19,7 +18,6 @@ mod fill;
 mod memory;
 mod placed;
 pub mod plan;
-mod rates;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -28,8 +26,8 @@ pub(crate) use blocks::Image;
 pub(crate) use cut::Part;
 pub use cut::RowTooBig;
 pub use fill::FillStats;
+pub(crate) use fill::JOB;
 pub use memory::{Change, Memory, MemoryError, MemoryOptions, ModelStatus, PolicyName, UnitStatus};
 pub use nexaquant_residency::{Books, Bytes, Class, Pin, Policy, State, Stats as ResidencyStats, policy};
 pub use placed::{Placed, Tenancy};
-pub use rates::{MemoryRates, memory_rates};
 pub use source::Io;

@@ -6,10 +6,11 @@ use super::show::{hit_rate, limit};
 use crate::output::{bytes, table};
 use crate::scenario::Scenario;
 use crate::system::System;
+use nexaquant_engine::limits::MemoryRates;
 use nexaquant_engine::m3::plan::Plan;
 use nexaquant_engine::m3::policy::belady::{Parts, Rule, optimum};
 use nexaquant_engine::m3::policy::{Lru, replay};
-use nexaquant_engine::m3::{Bytes, FillStats, Memory, MemoryRates};
+use nexaquant_engine::m3::{Bytes, FillStats, Memory};
 use nexaquant_engine::scheduler::Outcome;
 use serde_json::{Value, json};
 

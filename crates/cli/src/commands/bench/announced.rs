@@ -1,0 +1,290 @@
+//! `bench announced`: the figures that the project announces, each measured in this run, and of what.
+//!
+//! The models' memory is measured by a `nexaquant m3` of its own, so that this process is as any other while it answers.
+
+use super::kernels::{self, Cell};
+use super::table::{self, figure, number, percent, text};
+use super::visit::beginning;
+use crate::args::AnnouncedArgs;
+use crate::commands::verify;
+use crate::engine;
+use crate::failure::Failure;
+use crate::models::{self, Source};
+use crate::output::bytes;
+use crate::system::System;
+use nexaquant_engine::kernels::Isa;
+use nexaquant_engine::limits::median;
+use nexaquant_engine::sampler::SamplingParams;
+use nexaquant_engine::{
+    Answer, GenerateOptions, LoadOptions, Model, Pool, PoolOptions, Progress, Session, SessionOptions,
+    topology,
+};
+use serde_json::{Value, json};
+use std::hint::black_box;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Instant;
+
+/// A line of the table; `value` is `None` where the system does not tell.
+struct Line {
+    name: &'static str,
+    value: Option<f64>,
+    unit: &'static str,
+    of: String,
+}
+
+pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
+    let mut lines = Vec::new();
+    let mut add = |name, value: Option<f64>, unit, of: String| lines.push(Line { name, value, unit, of });
+    let spread = |times: &[f64]| {
+        let middle = quantile(times, 0.5);
+        (quantile(times, 0.99) - middle) / middle
+    };
+
+    let processors = topology().parallelism;
+    let system = System::here();
+    let before = system.anonymous_memory();
+    let source = models::find(models::BUNDLED[0])?;
+    let mut alpha = Alpha::open(&source, args.generate as usize)?;
+    let (layers, threads) = (alpha.model.architecture().hparams.layers.len(), alpha.pool.threads());
+    alpha.answer()?;
+    let (after, asked_for) = (system.anonymous_memory(), alpha.session.bytes() as u64);
+    let mut runs = Vec::new();
+    let mut alone = Vec::new();
+    for _ in 0..args.repeat {
+        let times = alpha.answer()?;
+        runs.push(times.iter().sum::<f64>() * 1e3 / times.len() as f64);
+        // The first pass is the prompt's.
+        alone.extend_from_slice(&times[1..]);
+    }
+    let (best, middle) = (runs.iter().copied().fold(f64::INFINITY, f64::min), median(runs));
+    let shape = format!(
+        "alpha, {} of weights a token, {} runs of {} tokens, greedy, {threads} threads; prompt, sampling and text included",
+        bytes(alpha.model.weight_bytes_per_token()),
+        args.repeat,
+        args.generate
+    );
+    add("time a token, best run", Some(best), "ms", shape.clone());
+    add("time a token, median run", Some(middle), "ms", shape);
+    let per_second = layers as f64 / (middle / 1e3);
+    add(
+        "layers",
+        Some(per_second),
+        "1/s",
+        format!("the median run, {layers} layers a token, the head's time included"),
+    );
+
+    let pass = quantile(&alone, 0.5);
+    let spins = spin(pass, alone.len());
+    add(
+        "jitter alone",
+        Some(spread(&alone)),
+        "",
+        format!("(p99 - p50) / p50 of {} tokens, p50 {:.3} ms", alone.len(), pass * 1e3),
+    );
+    add(
+        "jitter of the machine alone",
+        Some(spread(&spins)),
+        "",
+        "the same of a loop that only counts for as long".to_owned(),
+    );
+    let (loaded, spins) = under_load(processors, || -> Result<_, Failure> {
+        let times = alpha.answer()?[1..].to_vec();
+        let spins = spin(pass, times.len());
+        Ok((times, spins))
+    })?;
+    let load = format!("{processors} threads that compute without end, one a processor");
+    add(
+        "jitter under load",
+        Some(spread(&loaded)),
+        "",
+        format!("beside {load}; p50 {:.3} ms", quantile(&loaded, 0.5) * 1e3),
+    );
+    add(
+        "jitter of the machine under load",
+        Some(spread(&spins)),
+        "",
+        format!("the counting loop beside {load}"),
+    );
+
+    let held = before.zip(after).map(|(before, after)| after.saturating_sub(before));
+    let weights = alpha.model.weight_bytes_per_token();
+    let what = format!(
+        "anonymous memory that one run of alpha added: cache and activations ({} asked for), tokenizer, threads; its weights are {}",
+        bytes(asked_for),
+        bytes(weights)
+    );
+    add("memory beyond the mapped weights", held.map(|held| held as f64 / 1e6), "MB", what);
+    drop(alpha);
+
+    kernel_lines(&mut add)?;
+    m3_lines(&mut add)?;
+    let (delta, of) = verify::float_ternary_delta()?;
+    add("numeric delta", Some(delta), "", of);
+    let checked = Instant::now();
+    let count = verify::all_of_alpha()?;
+    add(
+        "verification",
+        Some(checked.elapsed().as_secs_f64()),
+        "s",
+        format!("nexaquant verify: {count} values compared"),
+    );
+
+    let columns = [text("what"), number("measured"), text("unit"), text("of what")];
+    let shown = |line: &Line| match line.value {
+        Some(x) if line.name.starts_with("jitter") => percent(x),
+        Some(x) if line.name == "numeric delta" => format!("{x:.1e}"),
+        Some(x) => figure(x),
+        None => "the system does not tell".to_owned(),
+    };
+    let rows: Vec<Vec<String>> =
+        lines.iter().map(|l| vec![l.name.to_owned(), shown(l), l.unit.to_owned(), l.of.clone()]).collect();
+    table::print(args.output, &columns, &rows, || {
+        let row = |l: &Line| json!({ "what": l.name, "measured": l.value, "unit": l.unit, "of": l.of });
+        json!({ "isa": Isa::detect().ok().map(Isa::name), "rows": lines.iter().map(row).collect::<Vec<_>>() })
+    })
+}
+
+/// Alpha as `nexaquant run` has it.
+struct Alpha {
+    model: Model,
+    pool: Pool,
+    session: Session,
+    prompt: Vec<u32>,
+    tokens: usize,
+}
+
+impl Alpha {
+    fn open(source: &Source, tokens: usize) -> Result<Self, Failure> {
+        let model = engine::load_source(source, LoadOptions::default())?;
+        let pool = Pool::new(PoolOptions::default()).map_err(|error| engine::threads(&error))?;
+        let session = Session::new(&model, &pool, SessionOptions::default()).map_err(Failure::input)?;
+        let prompt = beginning(&model)?;
+        Ok(Self { model, pool, session, prompt, tokens })
+    }
+
+    /// Answers from the beginning; the seconds of each step.
+    fn answer(&mut self) -> Result<Vec<f64>, Failure> {
+        self.session.truncate(0);
+        let options = GenerateOptions {
+            sampling: SamplingParams {
+                temperature: 0.0,
+                repeat_penalty: 1.0,
+                seed: Some(0),
+                ..Default::default()
+            },
+            max_tokens: Some(self.tokens),
+            ignore_end: true,
+            continues_prompt: true,
+            ..Default::default()
+        };
+        let mut answer = Answer::new(&self.session, self.prompt.clone(), options).map_err(Failure::input)?;
+        let mut times = Vec::with_capacity(self.tokens);
+        loop {
+            let start = Instant::now();
+            match answer.step(&mut self.session, &mut self.pool).map_err(Failure::input)? {
+                Progress::Done(..) => return Ok(times),
+                progress => black_box(progress),
+            };
+            times.push(start.elapsed().as_secs_f64());
+        }
+    }
+}
+
+fn quantile(values: &[f64], q: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = (sorted.len().saturating_sub(1) as f64 * q).round() as usize;
+    sorted.get(at).copied().unwrap_or(f64::NAN)
+}
+
+/// Counts for about `seconds`, `times` times, and tells how long each took. The count is the same every time, so what
+/// differs is the machine.
+fn spin(seconds: f64, times: usize) -> Vec<f64> {
+    let count = |n: u64| {
+        let start = Instant::now();
+        for i in 0..n {
+            black_box(i);
+        }
+        start.elapsed().as_secs_f64()
+    };
+    let n = 1_000_000u64;
+    let each = (0..5).map(|_| count(n)).fold(f64::INFINITY, f64::min) / n as f64;
+    let n = (seconds / each).max(1.0) as u64;
+    (0..times).map(|_| count(n)).collect()
+}
+
+/// Does `work` while every processor has something else to do.
+fn under_load<T>(threads: usize, work: impl FnOnce() -> T) -> T {
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Relaxed);
+        }
+    }
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // Also when the work fails or panics: the scope waits for the threads.
+        let _end = Stop(&stop);
+        for _ in 0..threads {
+            scope.spawn(|| {
+                while !stop.load(Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        work()
+    })
+}
+
+fn kernel_lines(
+    add: &mut impl FnMut(&'static str, Option<f64>, &'static str, String),
+) -> Result<(), Failure> {
+    let isa = Isa::detect().map_err(Failure::input)?;
+    for (i, rows) in kernels::ROWS.into_iter().enumerate() {
+        let mut cell = Cell::ternary(isa, rows)
+            .ok_or_else(|| Failure::Internal(format!("there is no TQ2_0 kernel for {isa}")))?;
+        cell.repeat(5)?;
+        let (_, does, could) = cell.figures();
+        let of = format!(
+            "TQ2_0 int8 {isa}, {rows} x {}, 1 thread; reading alone {} GB/s, share {}",
+            kernels::COLS,
+            figure(could),
+            percent(does / could)
+        );
+        let name = if i == 0 { "ternary kernel, small matrix" } else { "ternary kernel, large matrix" };
+        add(name, Some(does), "GB/s", of);
+    }
+    Ok(())
+}
+
+/// What a run of the default scenario says of parts that came and went.
+fn m3_lines(add: &mut impl FnMut(&'static str, Option<f64>, &'static str, String)) -> Result<(), Failure> {
+    let fail =
+        |why: String| Failure::Internal(format!("nexaquant m3 --json for the memory's figures: {why}"));
+    let program = std::env::current_exe().map_err(|error| fail(error.to_string()))?;
+    let output = std::process::Command::new(program)
+        .args(["m3", "--json"])
+        .stdin(std::process::Stdio::null())
+        .output()
+        .map_err(|error| fail(error.to_string()))?;
+    if !output.status.success() {
+        return Err(fail(String::from_utf8_lossy(&output.stderr).into_owned()));
+    }
+    let found: Value = serde_json::from_slice(&output.stdout).map_err(|error| fail(error.to_string()))?;
+    let none = Vec::new();
+    let events = found["events"].as_array().unwrap_or(&none);
+    let budget = bytes(found["budget_bytes"].as_u64().unwrap_or(0));
+    for (event, name) in [("page_in", "page-in of a part"), ("evict", "eviction of a part")] {
+        let times: Vec<f64> =
+            events.iter().filter(|e| e["event"] == event).filter_map(|e| e["us"].as_f64()).collect();
+        let sizes = events.iter().filter(|e| e["event"] == event).filter_map(|e| e["bytes"].as_f64());
+        let of = format!(
+            "{} times in the default scenario of nexaquant m3 in {budget}, p99 {} us; median part {}",
+            times.len(),
+            figure(quantile(&times, 0.99)),
+            bytes(median(sizes.collect()) as u64)
+        );
+        add(name, (!times.is_empty()).then(|| median(times)), "us", of);
+    }
+    Ok(())
+}

@@ -1,0 +1,142 @@
+//! `bench`: how fast models are, in the manner of llama-bench, beside what this machine could do at best.
+//!
+//! | file | what it is for |
+//! | --- | --- |
+//! | `subject.rs` | the models, random ones included |
+//! | `visit.rs` | one measurement of one row and of its limit |
+//! | `row.rs` | medians, shares |
+//! | `kernels.rs` | kernels by themselves |
+//! | `announced.rs` | the figures of the announcement |
+//! | `table.rs` | how tables look |
+
+mod announced;
+mod kernels;
+mod row;
+pub mod subject;
+mod table;
+pub mod visit;
+
+use crate::args::{BenchArgs, BenchCommand};
+use crate::failure::Failure;
+use crate::options::{self, mode};
+use crate::output::note;
+use nexaquant_engine::kernels::{Isa, KvType};
+use nexaquant_engine::{LoadOptions, PoolOptions, topology};
+use row::Row;
+use serde_json::json;
+use subject::Subject;
+use table::{number, text};
+use visit::{Bench, Cell, Kind};
+
+/// More rows than anybody reads.
+const MOST_ROWS: usize = 512;
+
+pub fn bench(args: &BenchArgs) -> Result<(), Failure> {
+    match &args.what {
+        None => models(args),
+        Some(BenchCommand::Kernels(args)) => kernels::kernels(args),
+        Some(BenchCommand::Announced(args)) => announced::announced(args),
+    }
+}
+
+fn models(args: &BenchArgs) -> Result<(), Failure> {
+    let load = LoadOptions { activations: mode(args.activations), isa: None };
+    let kinds: Vec<Kind> = args
+        .prompt
+        .iter()
+        .map(|&n| Kind::Prompt(n as usize))
+        .chain(args.generate.iter().map(|&n| Kind::Answer(n as usize)))
+        .filter(|kind| kind.tokens() > 0)
+        .collect();
+    let names: Vec<&str> =
+        if args.models.is_empty() { vec!["alpha"] } else { args.models.iter().map(String::as_str).collect() };
+    // Before a pool pins this thread.
+    let (parallelism, default) = (topology().parallelism, topology().default_threads());
+    let threads: Vec<usize> = if args.threads.is_empty() {
+        vec![default]
+    } else {
+        args.threads.iter().map(|&n| n.into()).collect()
+    };
+    let count = names.len().saturating_mul(threads.len() * args.kv.len() * kinds.len());
+    if count == 0 {
+        return Err(Failure::input("nothing to measure: both -p and -n are 0; give one of them a length"));
+    }
+    if count > MOST_ROWS {
+        let text =
+            format!("{count} rows are too many: at most {MOST_ROWS} of models x threads x kv x lengths");
+        return Err(Failure::Input(text));
+    }
+    if let Some(&n) = threads.iter().find(|&&n| n > parallelism) {
+        note("warning: ", &format!("{n} threads share {parallelism} processors; fewer would be faster"));
+    }
+
+    let subjects: Vec<Subject> =
+        names.iter().map(|name| Subject::open(name, &args.format, load)).collect::<Result<_, _>>()?;
+    let cells = subjects.iter().flat_map(|subject| {
+        let (threads, kinds) = (&threads, &kinds);
+        args.kv.iter().flat_map(move |&kv| {
+            threads
+                .iter()
+                .flat_map(move |&threads| kinds.iter().map(move |&kind| Cell { subject, threads, kv, kind }))
+        })
+    });
+    let mut rows: Vec<Row<'_>> = cells.map(Row::new).collect();
+    for row in &rows {
+        fits(row.cell())?;
+    }
+    let engine = options::Engine {
+        load,
+        pool: PoolOptions { threads: None, pin: !args.no_pin },
+        context: None,
+        kv: KvType::F16,
+        batch: args.batch.into(),
+        budget: args.budget,
+    };
+    let bench = Bench::new(engine, &subjects)?;
+    for _ in 0..args.repeat {
+        for row in &mut rows {
+            let found = bench.visit(row.cell())?;
+            row.add(found);
+        }
+    }
+    let columns = [
+        text("model"),
+        text("kv"),
+        number("threads"),
+        text("test"),
+        number("tokens/s"),
+        number("min - max"),
+        number("does"),
+        number("could"),
+        text("unit"),
+        number("share"),
+    ];
+    let lines: Vec<Vec<String>> = rows.iter().map(Row::text).collect();
+    table::print(args.output, &columns, &lines, || {
+        json!({
+            "isa": Isa::detect().ok().map(Isa::name),
+            "repeats": args.repeat,
+            "batch": args.batch,
+            "budget_bytes": args.budget,
+            "rows": rows.iter().map(Row::json).collect::<Vec<_>>(),
+        })
+    })
+}
+
+/// Whether the tokens of a row have room in the context the model was made for.
+fn fits(cell: &Cell<'_>) -> Result<(), Failure> {
+    let model = &cell.subject.model;
+    let made_for = model.architecture().hparams.context_length;
+    let (flag, needed) = match cell.kind {
+        Kind::Prompt(n) => ("-p", n),
+        Kind::Answer(n) => ("-n", n + 1 + visit::beginning(model)?.len()),
+    };
+    if needed <= made_for {
+        return Ok(());
+    }
+    Err(Failure::Input(format!(
+        "{flag} {}: {} was made for {made_for} positions, and that needs {needed}; give a smaller number",
+        cell.kind.tokens(),
+        cell.subject.name
+    )))
+}

@@ -1,0 +1,122 @@
+//! A row's figures: medians of its visits, and what share of the machine's limit they are.
+
+use super::table::{figure, percent};
+use super::visit::{Cell, Found, Kind};
+use nexaquant_engine::Model;
+use nexaquant_engine::limits::median;
+use serde_json::{Value, json};
+
+/// All that is known of a row in the end.
+pub struct Row<'a> {
+    cell: Cell<'a>,
+    found: Vec<Found>,
+}
+
+/// A figure, and the limit it stands beside.
+struct Beside {
+    figure: f64,
+    limit: f64,
+}
+
+impl Beside {
+    /// `None` where there is nothing to compare, such as products of bytes in a model of floats.
+    fn fraction(&self) -> Option<f64> {
+        (self.figure > 0.0 && self.limit > 0.0).then(|| self.figure / self.limit)
+    }
+}
+
+impl<'a> Row<'a> {
+    pub fn new(cell: Cell<'a>) -> Self {
+        Self { cell, found: Vec::new() }
+    }
+    pub fn cell(&self) -> &Cell<'a> {
+        &self.cell
+    }
+    pub fn add(&mut self, found: Found) {
+        self.found.push(found);
+    }
+
+    fn speeds(&self) -> (f64, f64, f64) {
+        let speeds = || self.found.iter().map(|f| f.tokens_per_s);
+        (median(speeds().collect()), speeds().fold(f64::INFINITY, f64::min), speeds().fold(0.0, f64::max))
+    }
+
+    /// In 1e9 a second: bytes of an answer, products of a prompt.
+    fn beside(&self) -> Beside {
+        let (speed, ..) = self.speeds();
+        let model = &self.cell.subject.model;
+        let each = match self.cell.kind {
+            Kind::Answer(_) => model.weight_bytes_per_token() as f64,
+            Kind::Prompt(n) => int8_products(model, n) as f64 / n as f64,
+        };
+        let limit = median(self.found.iter().map(|f| f.limit).collect());
+        Beside { figure: speed * each / 1e9, limit: limit / 1e9 }
+    }
+
+    pub fn text(&self) -> Vec<String> {
+        let (speed, least, most) = self.speeds();
+        let beside = self.beside();
+        let unit = match self.cell.kind {
+            Kind::Answer(_) => "GB/s",
+            Kind::Prompt(_) => "G products/s",
+        };
+        vec![
+            self.cell.subject.name.clone(),
+            format!("{:?}", self.cell.kv).to_lowercase(),
+            self.cell.threads.to_string(),
+            format!("{} {}", self.cell.kind.name(), self.cell.kind.tokens()),
+            figure(speed),
+            format!("{} - {}", figure(least), figure(most)),
+            figure(beside.figure),
+            figure(beside.limit),
+            unit.to_owned(),
+            beside.fraction().map_or("-".to_owned(), percent),
+        ]
+    }
+
+    pub fn json(&self) -> Value {
+        let (speed, least, most) = self.speeds();
+        let (cell, beside) = (&self.cell, self.beside());
+        let mut row = json!({
+            "model": cell.subject.name,
+            "kv": format!("{:?}", cell.kv).to_lowercase(),
+            "threads": cell.threads,
+            "kind": cell.kind.name(),
+            "n": cell.kind.tokens(),
+            "tokens_per_s": speed,
+            "tokens_per_s_min": least,
+            "tokens_per_s_max": most,
+            "tokens_per_s_all": self.found.iter().map(|f| f.tokens_per_s).collect::<Vec<_>>(),
+            "ms_per_token": 1e3 / speed,
+            "fraction": beside.fraction(),
+        });
+        match cell.kind {
+            Kind::Answer(_) => {
+                row["bytes_per_token"] = json!(cell.subject.model.weight_bytes_per_token());
+                row["gb_per_s"] = json!(beside.figure);
+                row["measured_read_gb_per_s"] = json!(beside.limit);
+            }
+            Kind::Prompt(_) => {
+                row["gmacs_per_s"] = json!(beside.figure);
+                row["measured_peak_gmacs_per_s"] = json!(beside.limit);
+            }
+        }
+        row
+    }
+}
+
+/// Products of a weight and an int8 activation in a prompt of `n` tokens; the head is computed for the last one.
+fn int8_products(model: &Model, n: usize) -> u64 {
+    let arch = model.architecture();
+    let last = arch.units.len().saturating_sub(1);
+    let of_unit = |(i, unit): (usize, &nexaquant_engine::model::op::Unit)| {
+        let products = unit.ops.iter().filter_map(|op| match op {
+            nexaquant_engine::model::op::Op::MatMul { products, .. } => Some(products),
+            _ => None,
+        });
+        let int8 = products.flatten().filter(|p| model.weights().kernel(p.matrix).grain().is_some());
+        let each: u64 = int8.map(|p| &arch.matrices[p.matrix.0]).map(|m| (m.rows * m.cols) as u64).sum();
+        each * if i == last { 1 } else { n as u64 }
+    };
+    arch.units.iter().enumerate().map(of_unit).sum()
+}

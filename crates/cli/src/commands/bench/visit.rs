@@ -1,0 +1,147 @@
+//! One visit to one row: the model's figure and the machine's limit, one right after the other, with the same threads.
+
+use super::subject::Subject;
+use crate::args::Kv;
+use crate::engine;
+use crate::failure::Failure;
+use crate::options;
+use nexaquant_engine::kernels::{Isa, Ops};
+use nexaquant_engine::limits::{Region, multiply_add_rate, read_rate};
+use nexaquant_engine::sampler::SamplingParams;
+use nexaquant_engine::{GenerateOptions, Model, Pool, Session, SessionOptions, generate};
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+/// What a row measures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A prompt of so many tokens.
+    Prompt(usize),
+    /// An answer of so many.
+    Answer(usize),
+}
+
+impl Kind {
+    /// As llama-bench calls them.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Prompt(_) => "pp",
+            Kind::Answer(_) => "tg",
+        }
+    }
+    pub fn tokens(self) -> usize {
+        match self {
+            Kind::Prompt(n) | Kind::Answer(n) => n,
+        }
+    }
+}
+
+/// A row's settings.
+#[derive(Clone, Copy)]
+pub struct Cell<'a> {
+    pub subject: &'a Subject,
+    pub threads: usize,
+    pub kv: Kv,
+    pub kind: Kind,
+}
+
+/// What one visit found.
+#[derive(Clone, Copy)]
+pub struct Found {
+    pub tokens_per_s: f64,
+    /// Bytes read a second for an answer, products a second for a prompt: what the machine does at best.
+    pub limit: f64,
+}
+
+/// What all visits share.
+pub struct Bench {
+    pub engine: options::Engine,
+    ops: Ops,
+    /// As many bytes as the largest model reads a token; `None` where there is not room for that beside the models.
+    region: Option<Region>,
+}
+
+/// What an answer follows. Its tokens are few in any vocabulary.
+const BEGINNING: &str = "Once upon a time";
+/// How long a limit is measured, for each way of reaching it.
+const LIMIT_TIME: Duration = Duration::from_millis(15);
+
+impl Bench {
+    pub fn new(engine: options::Engine, subjects: &[Subject]) -> Result<Self, Failure> {
+        let isa = Isa::detect().map_err(Failure::input)?;
+        let ops = Ops::new(isa).ok_or_else(|| Failure::Internal(format!("there is no {isa} here")))?;
+        let bytes = subjects.iter().map(|s| s.model.weight_bytes_per_token()).max().unwrap_or(0);
+        let available = crate::system::System::here().memory().map_or(u64::MAX, |(_, available)| available);
+        let region = if bytes <= available / 2 { Region::new(bytes as usize).ok() } else { None };
+        Ok(Self { engine, ops, region })
+    }
+
+    /// Measures a row once.
+    pub fn visit(&self, cell: &Cell<'_>) -> Result<Found, Failure> {
+        let model = &cell.subject.model;
+        let options = options::Engine { kv: options::kv_type(cell.kv), ..self.engine };
+        // One pool at a time: idle workers of another would take turns with these.
+        let pin = self.engine.pool.pin;
+        let mut pool = Pool::new(nexaquant_engine::PoolOptions { threads: Some(cell.threads), pin })
+            .map_err(|error| engine::threads(&error))?;
+        let session = SessionOptions { context: 0, all_threads: true, ..options.session(0) };
+        let mut session = engine::session(model, &pool, &options, session)?;
+        match cell.kind {
+            Kind::Prompt(n) => {
+                let tokens_per_s = prompt(&mut session, &mut pool, n)?;
+                drop(session);
+                Ok(Found { tokens_per_s, limit: multiply_add_rate(&mut pool, self.ops, LIMIT_TIME) })
+            }
+            Kind::Answer(n) => {
+                let tokens_per_s = answer(&mut session, &mut pool, n)?;
+                drop(session);
+                // The same number of bytes, so that a model in a cache is compared with that cache. Where memory is
+                // short, the file's own.
+                let bytes = self.region.as_ref().map_or(model.file().bytes(), Region::bytes);
+                let bytes = &bytes[..bytes.len().min(model.weight_bytes_per_token() as usize)];
+                Ok(Found { tokens_per_s, limit: read_rate(&mut pool, self.ops, bytes, LIMIT_TIME) })
+            }
+        }
+    }
+}
+
+/// Tokens a second of a prompt of `n`, after a short one that warms up.
+fn prompt(session: &mut Session, pool: &mut Pool, n: usize) -> Result<f64, Failure> {
+    let vocab = session.model().architecture().vocab;
+    // Different ones, so that rows of the embedding table are read as in a text.
+    let tokens: Vec<u32> = (0..n).map(|i| (i * 7919 % vocab) as u32).collect();
+    session.eval(pool, &tokens[..n.min(session.batch())]).map_err(Failure::input)?;
+    session.truncate(0);
+    let start = Instant::now();
+    session.eval(pool, &tokens).map_err(Failure::input)?;
+    Ok(n as f64 / start.elapsed().as_secs_f64())
+}
+
+/// Forward passes a second of a greedy answer of `n` passes, as `nexaquant run` makes it.
+fn answer(session: &mut Session, pool: &mut Pool, n: usize) -> Result<f64, Failure> {
+    let prompt = beginning(session.model())?;
+    let mut go = |passes: usize| {
+        let options = GenerateOptions {
+            sampling: SamplingParams {
+                temperature: 0.0,
+                repeat_penalty: 1.0,
+                seed: Some(0),
+                ..Default::default()
+            },
+            // The first token comes of the prompt's pass.
+            max_tokens: Some(passes + 1),
+            ignore_end: true,
+            continues_prompt: true,
+            ..Default::default()
+        };
+        let text = |_: &str| ControlFlow::Continue(());
+        generate(session, pool, &prompt, &options, text).map_err(Failure::input)
+    };
+    go(2)?;
+    Ok(go(n)?.stats.tokens_per_s())
+}
+
+/// Tokens that an answer follows.
+pub fn beginning(model: &Model) -> Result<Vec<u32>, Failure> {
+    engine::encode(model, BEGINNING, false)
+}

@@ -1,0 +1,156 @@
+//! `bench`: that its figures belong together; never how fast anything is.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+
+mod common;
+
+use common::{json, nexaquant, stdout};
+use predicates::str::contains;
+use serde_json::Value;
+
+fn number(row: &Value, name: &str) -> f64 {
+    row[name].as_f64().unwrap_or_else(|| panic!("{name} in {row}"))
+}
+
+fn close(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 1e-9 * b.abs()
+}
+
+#[test]
+fn rows_have_figures_that_belong_together() {
+    let shape = "layers=2,embd=512,heads=8,kv=4,ff=512,vocab=300";
+    let args =
+        ["bench", "alpha", shape, "-t", "1,2", "-p", "9", "-n", "3", "-r", "2", "--kv", "f16,q8_0", "--json"];
+    let found = json(&args);
+    let rows = found["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 2 * 2 * 2 * 2);
+    for row in rows {
+        let speed = number(row, "tokens_per_s");
+        assert!(number(row, "tokens_per_s_min") > 0.0);
+        assert!(number(row, "tokens_per_s_min") <= speed && speed <= number(row, "tokens_per_s_max"));
+        assert_eq!(row["tokens_per_s_all"].as_array().unwrap().len(), 2);
+        assert!(close(number(row, "ms_per_token") * speed, 1e3));
+        let (does, could) = match row["kind"].as_str() {
+            Some("tg") => {
+                assert_eq!(row["n"], 3);
+                let does = number(row, "gb_per_s");
+                assert!(close(does, number(row, "bytes_per_token") * speed / 1e9));
+                (does, number(row, "measured_read_gb_per_s"))
+            }
+            Some("pp") => {
+                assert_eq!(row["n"], 9);
+                (number(row, "gmacs_per_s"), number(row, "measured_peak_gmacs_per_s"))
+            }
+            other => panic!("{other:?}"),
+        };
+        assert!(does > 0.0 && could > 0.0 && close(number(row, "fraction"), does / could), "{row}");
+    }
+    let bytes = |model: &str| {
+        let of = |row: &&Value| row["model"].as_str().unwrap().starts_with(model) && row["kind"] == "tg";
+        rows.iter().find(of).unwrap()["bytes_per_token"].as_u64().unwrap()
+    };
+    let run = json(&["run", "alpha", "-p", "x", "-n", "2", "--json"]);
+    assert_eq!(bytes("alpha"), run["weight_bytes_per_token"].as_u64().unwrap());
+    assert!(bytes(shape) > 0);
+}
+
+#[test]
+fn a_table_has_the_same_rows_in_every_form() {
+    let args = ["bench", "-p", "0", "-n", "2", "-r", "1", "-t", "1"];
+    let with = |form: &[&str]| stdout(&[&args[..], form].concat());
+    let (text, csv, md) = (with(&[]), with(&["--csv"]), with(&["--md"]));
+    assert_eq!(text.lines().count(), 2, "{text}");
+    assert_eq!(csv.lines().count(), 2);
+    assert_eq!(csv.lines().map(|line| line.matches(',').count()).collect::<Vec<_>>(), [9, 9], "{csv}");
+    assert_eq!(md.lines().count(), 3);
+    assert!(md.lines().nth(1).unwrap().contains("---:"), "{md}");
+    for text in [text, csv, md] {
+        assert!(text.contains("alpha") && text.contains("tg 2") && text.contains("GB/s"), "{text}");
+    }
+}
+
+#[test]
+fn a_budget_is_kept_while_measuring() {
+    let args = ["bench", "-p", "4", "-n", "2", "-r", "1", "--json", "--budget", "2MB"];
+    assert_eq!(json(&args)["rows"].as_array().unwrap().len(), 2);
+    let tiny = [&args[..7], &["--budget", "20KB"]].concat();
+    nexaquant().args(tiny).assert().code(2).stderr(contains("a budget of at least"));
+}
+
+#[test]
+fn what_cannot_be_measured_is_said() {
+    let many = vec!["1"; 600].join(",");
+    for (args, text) in [
+        (vec!["-t", "0"], "0 is not in 1..=512"),
+        (vec!["-t", "70000"], "70000 is not in"),
+        (vec!["-r", "0"], "0 is not in 1..=1000"),
+        (vec!["-n", "99999999999"], "is not in"),
+        (vec!["-n", "100000"], "was made for 512 positions"),
+        (vec!["-p", "513"], "was made for 512 positions"),
+        (vec!["-p", "0", "-n", "0"], "nothing to measure"),
+        (vec!["-p", &many], "rows are too many"),
+        (vec!["nosuch"], "shapes of random models are tinyllama-1.1b"),
+        (vec!["layers=2,embd=7"], "multiples of 256"),
+        (vec!["tinyllama-1.1b", "--format", "Q4_0"], "--format"),
+        (vec!["--json", "--csv"], "cannot be used with"),
+    ] {
+        nexaquant().arg("bench").args(&args).assert().code(2).stderr(contains(text));
+    }
+}
+
+#[test]
+fn kernels_are_measured_on_every_instruction_set() {
+    use nexaquant_engine::kernels::Isa;
+    let found = json(&["bench", "kernels", "tq2_0", "F16", "-r", "1", "--json"]);
+    let rows = found["rows"].as_array().unwrap();
+    for isa in Isa::available() {
+        let of = |format: &str, columns: u64| {
+            let same = |row: &&Value| {
+                row["format"] == format
+                    && row["isa"] == isa.name()
+                    && row["columns"].as_u64() == Some(columns)
+            };
+            rows.iter().filter(same).count()
+        };
+        // Two shapes; ternary weights with int8 activations and with floats.
+        assert_eq!((of("TQ2_0", 1), of("TQ2_0", 8), of("F16", 1), of("F16", 8)), (4, 2, 2, 0), "{isa}");
+    }
+    for row in rows {
+        let [does, could] = if row["columns"] == 1 {
+            ["gb_per_s", "measured_read_gb_per_s"]
+        } else {
+            ["gmacs_per_s", "measured_peak_gmacs_per_s"]
+        };
+        let (does, could) = (number(row, does), number(row, could));
+        assert!(does > 0.0 && could > 0.0 && close(number(row, "fraction"), does / could), "{row}");
+        assert!(number(row, "us") > 0.0 && number(row, "bytes") > 0.0, "{row}");
+    }
+    let scalar = stdout(&["bench", "kernels", "Q8_0", "--isa", "scalar", "-r", "1", "--csv"]);
+    assert_eq!(scalar.lines().count(), 1 + 4 + 2, "{scalar}");
+    nexaquant().args(["bench", "kernels", "Q9"]).assert().code(2).stderr(contains("there are F32"));
+}
+
+#[test]
+fn announced_figures_are_all_measured() {
+    let found = json(&["bench", "announced", "-r", "2", "-n", "20", "--json"]);
+    let rows = found["rows"].as_array().unwrap();
+    let measured = |what: &str| {
+        let row = rows.iter().find(|row| row["what"] == what).unwrap_or_else(|| panic!("{what}"));
+        assert!(!row["of"].as_str().unwrap().is_empty(), "{row}");
+        number(row, "measured")
+    };
+    let (best, median) = (measured("time a token, best run"), measured("time a token, median run"));
+    assert!(0.0 < best && best <= median);
+    let layers = measured("layers") * median / 1e3;
+    assert!((layers - layers.round()).abs() < 1e-6 && layers > 1.0, "{layers} layers");
+    for what in
+        ["ternary kernel, small matrix", "ternary kernel, large matrix", "page-in of a part", "verification"]
+    {
+        assert!(measured(what) > 0.0, "{what}");
+    }
+    for what in
+        ["jitter alone", "jitter under load", "jitter of the machine under load", "eviction of a part"]
+    {
+        assert!(measured(what) >= 0.0, "{what}");
+    }
+    assert!(measured("numeric delta") <= 1e-6);
+}
