@@ -144,6 +144,11 @@ impl Answer {
         }
     }
 
+    /// Tokens sampled so far.
+    pub(crate) fn sampled(&self) -> usize {
+        self.sequence.len() - self.prompt
+    }
+
     /// Forward passes still to come in a session of this [batch](Session::batch), at most: the model may end sooner.
     /// 0: the next step computes nothing.
     pub fn passes_left(&self, batch: usize) -> u32 {

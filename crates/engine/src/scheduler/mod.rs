@@ -123,7 +123,7 @@ pub struct Outcome {
 pub struct Service {
     /// From its arrival to its first pass.
     pub waited: Duration,
-    /// From the beginning of its first pass to its first token.
+    /// From the beginning of its first pass to its first token; zero if it has none.
     pub first_token: Duration,
     /// Time of its passes.
     pub busy: Duration,

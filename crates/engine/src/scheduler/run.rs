@@ -124,9 +124,12 @@ impl Scheduler {
 
     fn admit(&mut self, submission: Submission) {
         let Submission { seat, tenancy, request, events, alive, arrived, place } = submission;
-        let opened = seat.open(&self.pool, request.session).map_err(RequestError::from).and_then(|session| {
+        let opened = caught(|| {
+            let session = seat.open(&self.pool, request.session)?;
+            #[cfg(test)]
+            tests::trip(tests::OPENING);
             let answer = Answer::new(&session, request.prompt, request.generate)?;
-            Ok::<_, RequestError>((session, answer))
+            Ok((session, answer))
         });
         drop(tenancy);
         let (session, answer) = match opened {
@@ -204,8 +207,9 @@ impl Scheduler {
             let Job { session, answer, events, service, place, .. } = job;
             // Its memory and its place are free before anybody hears of the end.
             drop((session, place));
-            let _ = events.send(match over {
-                Ok(()) => Event::Done(Box::new(Outcome { generation: answer.finish(), service })),
+            let outcome = over.and_then(|()| caught(|| Ok(Outcome { generation: answer.finish(), service })));
+            let _ = events.send(match outcome {
+                Ok(outcome) => Event::Done(Box::new(outcome)),
                 Err(error) => Event::Failed(error),
             });
         }
@@ -272,26 +276,30 @@ impl Scheduler {
         job.turn = self.turn;
         let before = Moved::now(memory);
         let (session, answer) = (&mut job.session, &mut job.answer);
-        let stepped = catch_unwind(AssertUnwindSafe(|| answer.step(session, pool)));
+        let stepped = caught(|| Ok(answer.step(session, pool)?));
         let after = Moved::now(memory);
         job.served = Instant::now();
         job.service.busy += job.served - start;
         job.service.passes += 1;
         job.service.all.add(&before, &after);
         let progress = match stepped {
-            Ok(Ok(progress)) => progress,
-            Ok(Err(error)) => return Some(Err(error.into())),
-            Err(panic) => return Some(Err(RequestError::Fault(message(&*panic)))),
+            Ok(progress) => progress,
+            Err(error) => return Some(Err(error)),
         };
-        if !matches!(progress, Progress::Prompt { .. }) {
+        if job.answer.sampled() > 0 {
             job.first_token();
         }
         let mut over = job.tell(progress);
         // What needs no further pass ends now and not at its model's next turn.
         while over.is_none() && job.answer.passes_left(job.session.batch()) == 0 {
-            over = match job.answer.step(&mut job.session, pool) {
+            let stepped = caught(|| {
+                #[cfg(test)]
+                tests::trip(tests::ENDING);
+                Ok(job.answer.step(&mut job.session, pool)?)
+            });
+            over = match stepped {
                 Ok(progress) => job.tell(progress),
-                Err(error) => Some(Err(error.into())),
+                Err(error) => Some(Err(error)),
             };
         }
         over
@@ -322,7 +330,53 @@ impl Job {
     }
 }
 
+/// What is done for one request: a panic in it is the end of that request and of nothing else.
+fn caught<R>(what: impl FnOnce() -> Result<R, RequestError>) -> Result<R, RequestError> {
+    let done = catch_unwind(AssertUnwindSafe(what));
+    done.unwrap_or_else(|panic| Err(RequestError::Fault(message(&*panic))))
+}
+
 fn message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().copied();
     text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown panic").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::generate::GenerateOptions;
+    use crate::scheduler::{Engine, EngineOptions, Event, Request, RequestError};
+    use crate::session::SessionOptions;
+    use crate::{LoadOptions, Model};
+    use std::path::Path;
+    use std::sync::atomic::{AtomicU8, Ordering::*};
+
+    pub(super) const OPENING: u8 = 1;
+    pub(super) const ENDING: u8 = 2;
+    static TRIPS: AtomicU8 = AtomicU8::new(0);
+
+    /// Panics once where the test below says.
+    pub(super) fn trip(place: u8) {
+        assert!(TRIPS.compare_exchange(place, 0, AcqRel, Relaxed).is_err(), "tripped at {place}");
+    }
+
+    #[test]
+    fn a_panic_before_the_first_pass_or_after_the_last_fails_that_request_only() {
+        let engine = Engine::start(EngineOptions::default()).unwrap();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/qwen3.gguf");
+        engine.add("m", &Model::load(&path, LoadOptions::default()).unwrap()).unwrap();
+        let end = || {
+            let generate =
+                GenerateOptions { max_tokens: Some(3), ignore_end: true, ..GenerateOptions::default() };
+            let session = SessionOptions::default();
+            let request = Request { model: "m".to_owned(), prompt: vec![5, 6, 7], generate, session };
+            let stream = engine.submit(request).unwrap();
+            std::iter::from_fn(|| stream.next_event()).last()
+        };
+        for place in [OPENING, ENDING] {
+            TRIPS.store(place, Release);
+            let Some(Event::Failed(RequestError::Fault(text))) = end() else { panic!("no fault at {place}") };
+            assert_eq!(text, format!("tripped at {place}"));
+            assert!(matches!(end(), Some(Event::Done(_))), "the engine goes on");
+        }
+    }
 }
