@@ -289,7 +289,7 @@ fn budgets_that_are_none_or_too_small() {
 
 #[test]
 fn scenarios_that_make_no_sense() {
-    refused(&["m3", "--pin", "gamma=all"], &["pinning", "gamma", "12.4 MiB (13005824 bytes)"]);
+    refused(&["m3", "--pin", "gamma=all"], &["pinning", "gamma", "13.0 MB (13005824 bytes)"]);
     refused(&["m3", "--pin", "zeta=all"], &["zeta", "alpha, beta, gamma"]);
     refused(&["m3", "--pin", "alpha"], &["MODEL=all"]);
     refused(&["m3", "--pin", "alpha=tail"], &["tail"]);

@@ -20,6 +20,8 @@ pub enum Subject {
     Model(String),
     /// A charge of this class.
     Charge(Class),
+    /// The same for the named model, where whoever is charged knows.
+    ChargeOf(Class, String),
     /// What is held already, under a new budget.
     Budget,
 }
@@ -30,6 +32,7 @@ impl fmt::Display for Subject {
             Subject::Unit(unit, model) => write!(f, "unit {} of {model}", unit.index),
             Subject::Model(name) => write!(f, "the largest unit of {name}"),
             Subject::Charge(class) => f.write_str(class.name()),
+            Subject::ChargeOf(class, model) => write!(f, "{} of {model}", class.meaning()),
             Subject::Budget => f.write_str("what cannot be evicted"),
         }
     }

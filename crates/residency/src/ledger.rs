@@ -36,6 +36,16 @@ impl Class {
             Class::Staging => "staging",
         }
     }
+
+    /// What it pays for, in messages.
+    pub(crate) const fn meaning(self) -> &'static str {
+        match self {
+            Class::Weights => "weights",
+            Class::Kv => "the key-value cache",
+            Class::Scratch => "the activation buffers",
+            Class::Staging => "staging",
+        }
+    }
 }
 
 /// One copy of the ledger's numbers.

@@ -82,13 +82,13 @@ impl Sum for Bytes {
 }
 
 impl fmt::Display for Bytes {
-    /// Three significant digits with a binary unit: `17 B`, `1.50 GiB`.
+    /// Three significant digits with a decimal unit, as on a disk's label: `17 B`, `1.50 GB`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const UNITS: [&str; 7] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+        const UNITS: [&str; 7] = ["B", "KB", "MB", "GB", "TB", "PB", "EB"];
         let mut value = self.0 as f64;
         let mut unit = 0;
         while value >= 999.5 && unit + 1 < UNITS.len() {
-            value /= 1024.0;
+            value /= 1000.0;
             unit += 1;
         }
         let digits = match value {
@@ -214,10 +214,11 @@ mod tests {
         for (bytes, text) in [
             (0, "0 B"),
             (999, "999 B"),
-            (1 << 10, "1.00 KiB"),
-            (1536 << 20, "1.50 GiB"),
-            (100 << 20, "100 MiB"),
-            (u64::MAX, "16.0 EiB"),
+            (1000, "1.00 KB"),
+            (999_500, "1.00 MB"),
+            (1_500_000_000, "1.50 GB"),
+            (100 << 20, "105 MB"),
+            (u64::MAX, "18.4 EB"),
         ] {
             assert_eq!(Bytes(bytes).to_string(), text);
         }

@@ -16,8 +16,8 @@ use crate::loader::Model;
 use nexaquant_kernels::KvType;
 use nexaquant_residency::policy::belady::Access;
 use nexaquant_residency::{
-    Books, Charge, Class, Error, Lease, Lru, ModelId, Policy, Pool, Size, State, Stats, Turn, TwoLevel,
-    UnitId,
+    Books, Charge, Class, Error, Lease, Lru, ModelId, Policy, Pool, Size, State, Stats, Subject, Turn,
+    TwoLevel, UnitId,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering::*;
@@ -154,6 +154,16 @@ impl MemoryError {
     /// Whether it would go away if others gave something back.
     pub(crate) fn is_for_lack_of_room(&self) -> bool {
         matches!(self, MemoryError::Residency(Error::OverBudget { .. }))
+    }
+
+    /// The same, with the name of the model whose session asked for room.
+    pub(super) fn of(mut self, model: String) -> Self {
+        if let MemoryError::Residency(Error::OverBudget { subject, .. }) = &mut self
+            && let Subject::Charge(class) = subject
+        {
+            *subject = Subject::ChargeOf(*class, model);
+        }
+        self
     }
 
     /// No model of that name among `known`.

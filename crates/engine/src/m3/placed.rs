@@ -116,7 +116,7 @@ impl Drop for Tenancy {
 impl Tenancy {
     /// Pays for something of the session's own.
     pub(crate) fn pay(&self, class: Class, bytes: usize) -> Result<Charge, MemoryError> {
-        self.0.memory.pay(class, bytes)
+        self.0.memory.pay(class, bytes).map_err(|error| error.of(self.0.resident.model.name()))
     }
 
     /// Reads the embedding rows of `tokens`, one behind another: the table itself is never in memory.

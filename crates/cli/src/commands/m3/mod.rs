@@ -21,12 +21,20 @@ use nexaquant_engine::m3::{Change, Memory, Pin};
 use nexaquant_engine::scheduler::{Engine, EngineOptions, Event, Outcome, Request, Stream};
 use nexaquant_engine::{GenerateOptions, Model, SessionOptions, topology};
 use report::Report;
-use show::Show;
+use show::{LastPass, Show};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 /// The seed unless one is given: the same run every time.
 const SEED: u64 = 7;
+
+/// A query and what came of it.
+struct Answered<'a> {
+    asked: &'a Asked,
+    model: &'a str,
+    outcome: Outcome,
+    last_pass: Option<LastPass>,
+}
 
 /// A query as tokens.
 struct Asked {
@@ -115,19 +123,22 @@ pub fn m3(mut args: M3Args) -> Result<(), Failure> {
         generate,
     };
     stage.show.heading(&scenario, &models, &planned, threads)?;
-    let outcomes = if scenario.turn.is_some() { stage.together() } else { stage.one_by_one() };
-    if outcomes.is_err() {
+    let answered = if scenario.turn.is_some() { stage.together() } else { stage.one_by_one() };
+    if answered.is_err() {
         // The error is what matters, even if this cannot be printed.
         drop(stage.show.broken_off());
     }
-    let outcomes = outcomes?;
+    let answered = answered?;
     stage.hear_changes()?;
     let report = Report::new(&scenario, &stage.memory, &planned, rates, threads);
-    let queries: Vec<(&Asked, &str, Outcome)> = stage
+    let queries: Vec<Answered<'_>> = stage
         .asked
         .iter()
-        .zip(outcomes)
-        .map(|(asked, outcome)| (asked, stage.names[asked.model].as_str(), outcome))
+        .zip(answered)
+        .map(|(asked, (outcome, last_pass))| {
+            let model = stage.names[asked.model].as_str();
+            Answered { asked, model, outcome, last_pass }
+        })
         .collect();
     if args.json {
         output::print_json(&report.as_json(&queries, stage.show.events()))
@@ -170,7 +181,7 @@ impl Stage {
     }
 
     /// One query after the other, each answer shown as it comes.
-    fn one_by_one(&mut self) -> Result<Vec<Outcome>, Failure> {
+    fn one_by_one(&mut self) -> Result<Vec<(Outcome, Option<LastPass>)>, Failure> {
         let mut outcomes = Vec::new();
         for i in 0..self.asked.len() {
             let asked = &self.asked[i];
@@ -185,16 +196,17 @@ impl Stage {
                     _ => {}
                 }
             };
-            self.show.answered(&outcome, &self.memory)?;
-            outcomes.push(outcome);
+            let model = &self.names[self.asked[i].model];
+            let last_pass = self.show.answered(model, &outcome, &self.memory)?;
+            outcomes.push((outcome, last_pass));
         }
         Ok(outcomes)
     }
 
     /// All queries at once, each answer shown when it is whole.
-    fn together(&mut self) -> Result<Vec<Outcome>, Failure> {
+    fn together(&mut self) -> Result<Vec<(Outcome, Option<LastPass>)>, Failure> {
         let streams = self.asked.iter().map(|asked| self.submit(asked)).collect::<Result<Vec<_>, _>>()?;
-        let mut outcomes: Vec<Option<Outcome>> = streams.iter().map(|_| None).collect();
+        let mut outcomes: Vec<Option<(Outcome, Option<LastPass>)>> = streams.iter().map(|_| None).collect();
         while outcomes.iter().any(Option::is_none) {
             for (i, stream) in
                 streams.iter().enumerate().filter(|(i, _)| outcomes[*i].is_none()).collect::<Vec<_>>()
@@ -205,8 +217,9 @@ impl Stage {
                     let asked = &self.asked[i];
                     self.show.query(i, self.asked.len(), &self.names[asked.model], &asked.text)?;
                     self.show.text(outcome.generation.text.trim_start(), &self.memory)?;
-                    self.show.answered(&outcome, &self.memory)?;
-                    outcomes[i] = Some(*outcome);
+                    let model = &self.names[asked.model];
+                    let last_pass = self.show.answered(model, &outcome, &self.memory)?;
+                    outcomes[i] = Some((*outcome, last_pass));
                 }
             }
         }

@@ -1,7 +1,7 @@
 //! What is said when the run is over: the policy beside the baseline and the optimum, the memory beside the machine,
 //! what was predicted beside what was measured.
 
-use super::Asked;
+use super::Answered;
 use super::show::{hit_rate, limit};
 use crate::output::{bytes, table};
 use crate::scenario::Scenario;
@@ -13,8 +13,6 @@ use nexaquant_engine::m3::policy::{Lru, replay};
 use nexaquant_engine::m3::{Bytes, FillStats, Memory};
 use nexaquant_engine::scheduler::Outcome;
 use serde_json::{Value, json};
-
-type Answered<'a> = (&'a Asked, &'a str, Outcome);
 
 pub struct Report<'a> {
     scenario: &'a Scenario,
@@ -138,7 +136,7 @@ impl<'a> Report<'a> {
                 .map(str::to_owned)
                 .to_vec(),
         );
-        for (_, model, outcome) in queries {
+        for Answered { model, outcome, .. } in queries {
             let Some(plan) = self.plan.models.iter().find(|plan| plan.name == *model) else { continue };
             let stats = &outcome.generation.stats;
             rows.push(vec![
@@ -162,7 +160,7 @@ impl<'a> Report<'a> {
 
     pub fn as_json(&self, queries: &[Answered<'_>], events: &[Value]) -> Value {
         let (cached, disk) = self.fill_rates();
-        let query = |(asked, model, outcome): &Answered<'_>| {
+        let query = |Answered { asked, model, outcome, last_pass }: &Answered<'_>| {
             let (generation, service) = (&outcome.generation, &outcome.service);
             let stats = &generation.stats;
             let plan = self.plan.models.iter().find(|plan| plan.name == *model);
@@ -181,6 +179,8 @@ impl<'a> Report<'a> {
                 "page_in_ms": service.all.page_in().as_secs_f64() * 1e3,
                 "evicted_bytes": service.all.residency.bytes_evicted.0,
                 "hit_rate": hit_rate(outcome),
+                "resident_parts": last_pass.as_ref().map(|pass| &pass.resident),
+                "streamed_parts": last_pass.as_ref().map(|pass| &pass.streamed),
                 "passes": service.passes,
                 "turns": service.turns,
                 "tokens_per_s": if stats.steps > 0 { json!(stats.tokens_per_s()) } else { Value::Null },

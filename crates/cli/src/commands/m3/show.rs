@@ -21,6 +21,57 @@ const RED: &str = "\x1b[31m";
 const BOLD: &str = "\x1b[1m";
 const END: &str = "\x1b[0m";
 
+/// Which parts came in during a model's last pass, told apart by the order: parts come in as a pass uses them.
+#[derive(Default)]
+struct Passes {
+    /// Bytes by place, of the pass under way and of the one before.
+    current: BTreeMap<u32, u64>,
+    last: BTreeMap<u32, u64>,
+}
+
+impl Passes {
+    fn came(&mut self, index: u32, bytes: u64) {
+        if self.current.last_key_value().is_some_and(|(last, _)| *last >= index) {
+            self.last = std::mem::take(&mut self.current);
+        }
+        *self.current.entry(index).or_default() += bytes;
+    }
+
+    /// The last one that is whole: one has begun again when the next pass's first part is brought in ahead.
+    fn whole(&self) -> &BTreeMap<u32, u64> {
+        let bytes = |pass: &BTreeMap<u32, u64>| pass.values().sum::<u64>();
+        if bytes(&self.last) > bytes(&self.current) { &self.last } else { &self.current }
+    }
+}
+
+/// What a model's last pass for an answer found in memory, and what it brought in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LastPass {
+    /// A sign for each part: `#` stayed, `+` came in partly, `.` came in.
+    pub map: String,
+    /// Names of the parts that stayed.
+    pub resident: Vec<String>,
+    /// Names of those that came in, partly or whole.
+    pub streamed: Vec<String>,
+}
+
+impl LastPass {
+    /// `parts`: name and bytes, in the order of a pass; `came`: bytes that came in, by place.
+    fn new<'a>(parts: impl Iterator<Item = (&'a str, u64)>, came: &BTreeMap<u32, u64>) -> Self {
+        let mut this = Self::default();
+        for (index, (name, bytes)) in (0..).zip(parts) {
+            let moved = came.get(&index).copied().unwrap_or(0);
+            this.map.push(match moved {
+                0 => '#',
+                moved if moved < bytes => '+',
+                _ => '.',
+            });
+            (if moved == 0 { &mut this.resident } else { &mut this.streamed }).push(name.to_owned());
+        }
+        this
+    }
+}
+
 /// What happened to a part while its model answered.
 #[derive(Default)]
 struct Streamed {
@@ -51,6 +102,10 @@ pub struct Show {
     /// By model and place: what came in after the first token.
     streamed: BTreeMap<(String, u32), (String, Streamed)>,
     recorded: Vec<Value>,
+    /// By model.
+    passes: HashMap<String, Passes>,
+    /// Width of a model's and its part's names.
+    label: usize,
 }
 
 impl Show {
@@ -69,6 +124,8 @@ impl Show {
             before: HashMap::new(),
             streamed: BTreeMap::new(),
             recorded: Vec::new(),
+            passes: HashMap::new(),
+            label: 0,
         }
     }
 
@@ -119,10 +176,14 @@ impl Show {
             bytes(self.block),
             if threads == 1 { "" } else { "s" },
         );
+        let width = |name: &str| name.chars().count();
+        let name = plan.models.iter().map(|model| width(&model.name)).max().unwrap_or(0);
+        let parts = plan.models.iter().flat_map(|model| &model.parts);
+        self.label = name + 1 + parts.map(|part| width(&part.name)).max().unwrap_or(0);
         for (model, (_, loaded)) in plan.models.iter().zip(models) {
             let path = loaded.file().path().display().to_string();
             text += &format!(
-                "  {:8} {:>8} in {} parts  {DIM}{}{END}\n",
+                "  {:name$} {:>8} in {} parts  {DIM}{}{END}\n",
                 model.name,
                 bytes(model.weight_bytes),
                 model.parts.len(),
@@ -135,6 +196,9 @@ impl Show {
     /// A query is about to be submitted.
     pub fn query(&mut self, i: usize, n: usize, model: &str, text: &str) -> Result<(), Failure> {
         self.switching = true;
+        if !self.together {
+            self.passes.clear();
+        }
         let text = printable(text, false);
         self.print(&format!("\n{BOLD}{} of {n}: {model}{END} \"{text}\"\n", i + 1))?;
         self.draw_bar()
@@ -160,7 +224,12 @@ impl Show {
     }
 
     /// An answer is whole.
-    pub fn answered(&mut self, outcome: &Outcome, memory: &Memory) -> Result<(), Failure> {
+    pub fn answered(
+        &mut self,
+        model: &str,
+        outcome: &Outcome,
+        memory: &Memory,
+    ) -> Result<Option<LastPass>, Failure> {
         self.switching = false;
         if std::mem::take(&mut self.open) {
             self.print("\n")?;
@@ -171,8 +240,28 @@ impl Show {
         if !self.together {
             text += &self.streams();
         }
+        let pass = self.last_pass(model, outcome, memory);
+        if let Some(pass) = pass.as_ref().filter(|pass| !pass.streamed.is_empty()) {
+            text += &format!("  {DIM}last pass {}  (# stayed, + came in partly, . came in){END}\n", pass.map);
+        }
         text += &format!("  {DIM}{}{END}\n", measured(outcome));
-        self.print(&text)
+        self.print(&text)?;
+        Ok(pass)
+    }
+
+    /// What the last pass for an answer brought in; `None` if it had one pass only, which brought in what was not there.
+    fn last_pass(&self, model: &str, outcome: &Outcome, memory: &Memory) -> Option<LastPass> {
+        let service = &outcome.service;
+        if outcome.generation.stats.steps == 0 {
+            return None;
+        }
+        let status = memory.status().into_iter().find(|m| m.names.iter().any(|name| name == model))?;
+        // A model with two names goes by the first in what the memory tells.
+        let passes = status.names.iter().find_map(|name| self.passes.get(name));
+        let came = service.all.residency.bytes_loaded > service.switch.residency.bytes_loaded;
+        let nothing = BTreeMap::new();
+        let came = passes.filter(|_| came).map_or(&nothing, Passes::whole);
+        Some(LastPass::new(status.units.iter().map(|unit| (unit.name.as_str(), unit.bytes.0)), came))
     }
 
     /// What came in while all queries were answered at once.
@@ -183,7 +272,7 @@ impl Show {
 
     fn streams(&mut self) -> String {
         let streamed = std::mem::take(&mut self.streamed);
-        if self.events == Events::All { String::new() } else { streams(&streamed) }
+        if self.events == Events::All { String::new() } else { streams(&streamed, self.label) }
     }
 
     /// A part came, went, or shrank.
@@ -205,6 +294,9 @@ impl Show {
             }
             _ => return Ok(()),
         };
+        if what == "page in" {
+            self.passes.entry(key.0.clone()).or_default().came(change.index, moved);
+        }
         if self.silent {
             self.recorded.push(json!({
                 "at_ms": change.at.as_secs_f64() * 1e3,
@@ -241,8 +333,9 @@ impl Show {
         }
         let part = format!("{} {}", change.model, change.part);
         let part = printable(&part, false).into_owned();
+        let label = self.label;
         let line = format!(
-            "  {colour}{what:8}{END}{part:24}{:>8}{:>10.1} us\n",
+            "  {colour}{what:8}{END}{part:label$} {:>8}{:>10.1} us\n",
             bytes(moved),
             change.took.as_secs_f64() * 1e6
         );
@@ -268,12 +361,12 @@ pub fn bar(used: u64, budget: u64) -> String {
 }
 
 /// The parts that came in again and again while a model answered: the ring. The others stayed.
-fn streams(streamed: &BTreeMap<(String, u32), (String, Streamed)>) -> String {
+fn streams(streamed: &BTreeMap<(String, u32), (String, Streamed)>, label: usize) -> String {
     let mut text = String::new();
     for ((model, _), (part, s)) in streamed {
         let each = s.time.as_secs_f64() * 1e6 / f64::from(s.loads.max(1));
         text += &format!(
-            "  {DIM}streamed {:24}{:>8} in {:4} loads of {each:.1} us{END}\n",
+            "  {DIM}streamed {:label$} {:>8} in {:4} loads of {each:.1} us{END}\n",
             format!("{model} {part}"),
             bytes(s.bytes),
             s.loads
@@ -328,7 +421,26 @@ pub fn limit(outcome: &Outcome) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::bar;
+    use super::{LastPass, Passes, bar};
+
+    #[test]
+    fn a_pass_is_told_from_the_next_by_the_order_of_its_parts() {
+        let mut passes = Passes::default();
+        let parts = [("layer 0", 10), ("layer 1", 10), ("head", 5)];
+        let map = |passes: &Passes| LastPass::new(parts.into_iter(), passes.whole());
+        assert_eq!(map(&passes).map, "###");
+        for (index, bytes) in [(0, 10), (1, 10), (2, 5)] {
+            passes.came(index, bytes);
+        }
+        assert_eq!(map(&passes).map, "...");
+        // The next pass: the front stayed. What comes in ahead of a third one is not a pass yet.
+        passes.came(1, 4);
+        passes.came(2, 5);
+        passes.came(1, 3);
+        let last = map(&passes);
+        assert_eq!((last.map.as_str(), &last.resident[..]), ("#+.", &["layer 0".to_owned()][..]));
+        assert_eq!(last.streamed, ["layer 1", "head"]);
+    }
 
     #[test]
     fn the_bar_is_as_announced() {

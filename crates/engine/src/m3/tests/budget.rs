@@ -38,7 +38,7 @@ fn a_budget_changes_between_steps_and_nothing_else_does() {
         for budget in [u64::MAX, (2 << 20) * 8 + (1 << 20)] {
             let error = memory.set_budget(budget).unwrap_err();
             assert!(matches!(error, MemoryError::TooMuch { .. }), "{error}");
-            assert!(error.to_string().contains("16.0 MiB"), "{error}");
+            assert!(error.to_string().contains("16.8 MB"), "{error}");
             assert_eq!(numbers(), before);
         }
         session.truncate(0);

@@ -198,7 +198,7 @@ impl World {
                 let (_, budget, smallest) = refusal(&error);
                 assert!(smallest > budget, "{error}");
                 let MemoryError::Residency(Error::OverBudget { subject, .. }) = &error else { panic!() };
-                assert!(matches!(subject, nexaquant_residency::Subject::Charge(_)), "{error}");
+                assert!(matches!(subject, nexaquant_residency::Subject::ChargeOf(..)), "{error}");
                 assert_eq!(pair.session.tokens(), before);
                 self.failed[1] += 1;
             }
