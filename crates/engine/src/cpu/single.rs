@@ -12,8 +12,8 @@ use std::ops::Range;
 
 /// Rows of a product are claimed in multiples of this: kernels take rows by four, results fill cache lines.
 const ROWS: usize = 16;
-/// Bytes of weights that are worth a claim: about a microsecond's work.
-const PIECE_BYTES: usize = 16 << 10;
+/// Bytes of weights that are worth a claim: a few microseconds' work.
+const PIECE_BYTES: usize = 64 << 10;
 
 impl Step<'_> {
     /// Runs `ops` for token `t` alone.
@@ -107,14 +107,12 @@ impl Step<'_> {
     }
 }
 
-/// Rows that a worker claims at once: a few pieces for each worker, so that one that is held up leaves some to the others,
-/// but none so small that claiming it costs more than it.
+/// Rows that a worker claims at once: up to four pieces for each worker, so that one that is held up leaves some to the
+/// others, but none so small that claiming it costs more than it.
 fn piece(total: usize, row_bytes: usize, threads: usize) -> usize {
     let share = total.div_ceil(threads);
-    if threads == 1 {
-        return share;
-    }
-    (share / 4).max(PIECE_BYTES / row_bytes.max(1)).min(share).next_multiple_of(ROWS)
+    let pieces = if threads == 1 { 1 } else { (share * row_bytes / PIECE_BYTES).clamp(1, 4) };
+    share.div_ceil(pieces).next_multiple_of(ROWS)
 }
 
 /// How many ops on heads lead up to an attention, if `ops` begin with any.

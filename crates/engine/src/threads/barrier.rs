@@ -2,22 +2,26 @@
 //!
 //! Phases of a forward pass are microseconds apart, so waiting mostly means spinning; when another program
 //! holds a core, yielding lets the late worker run there; an idle pool sleeps and costs nothing.
-//! On one spot of the last arriver's path work may be done while nobody else runs: see `release`.
+//!
+//! Each thread counts its arrivals on a cache line of its own and looks at everybody else's: what a thread did reaches the
+//! others in one transfer between cores, where a count that all share takes two, one after the other.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::*};
+use super::Apart;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::{Condvar, Mutex, PoisonError};
 
+/// Looks at a flag before pausing between looks: a pause alone can take as long as a short wait.
+const EAGER: u32 = 200;
 /// Spins before yielding: some tens of microseconds.
 const SPINS: u32 = 2_000;
 /// Yields before sleeping: some hundreds of microseconds when nothing else wants the core.
 const YIELDS: u32 = 300;
 
-/// A reusable meeting point of `n` threads.
+/// A reusable meeting point of threads 0 to n - 1.
 #[derive(Debug)]
 pub(super) struct Barrier {
-    n: usize,
-    arrived: AtomicUsize,
-    generation: AtomicU32,
+    /// How often each thread has arrived.
+    arrivals: Vec<Apart<AtomicU64>>,
     /// Set when some thread will never arrive.
     broken: AtomicBool,
     sleepers: AtomicUsize,
@@ -32,9 +36,7 @@ pub(super) struct Broken;
 impl Barrier {
     pub(super) fn new(n: usize) -> Self {
         Self {
-            n,
-            arrived: AtomicUsize::new(0),
-            generation: AtomicU32::new(0),
+            arrivals: (0..n).map(|_| Apart::default()).collect(),
             broken: AtomicBool::new(false),
             sleepers: AtomicUsize::new(0),
             lock: Mutex::new(()),
@@ -42,52 +44,50 @@ impl Barrier {
         }
     }
 
-    /// Waits until all have arrived. The last to arrive calls `release` before anyone goes on.
-    /// Everything a thread wrote before arriving is seen by all after it.
+    /// Waits, as thread `id`, until all have arrived. Everything a thread wrote before arriving is seen by all after it.
     #[inline]
-    pub(super) fn wait(&self, release: impl FnOnce()) -> Result<(), Broken> {
-        // Read before arriving: the generation cannot move on without this thread.
-        let generation = self.generation.load(Relaxed);
-        if self.arrived.fetch_add(1, AcqRel) + 1 == self.n {
-            self.arrived.store(0, Relaxed);
-            release();
-            // SeqCst on both sides: either this store is seen by a thread about to sleep, or its registration
-            // as a sleeper is seen here.
-            self.generation.store(generation.wrapping_add(1), SeqCst);
-            if self.sleepers.load(SeqCst) > 0 {
-                self.wake_all();
-            }
-            return if self.broken.load(Acquire) { Err(Broken) } else { Ok(()) };
+    pub(super) fn wait(&self, id: usize) -> Result<(), Broken> {
+        let own = &self.arrivals[id].0;
+        let round = own.load(Relaxed) + 1;
+        // SeqCst on both sides: either this store is seen by a thread about to sleep, or its registration as a sleeper is
+        // seen here.
+        own.store(round, SeqCst);
+        if self.sleepers.load(SeqCst) > 0 {
+            self.wake_all();
         }
-        self.wait_slowly(generation)
+        for other in &self.arrivals {
+            if other.0.load(Acquire) < round {
+                self.wait_for(&other.0, round)?;
+            }
+        }
+        Ok(())
     }
 
-    fn wait_slowly(&self, generation: u32) -> Result<(), Broken> {
+    fn wait_for(&self, other: &AtomicU64, round: u64) -> Result<(), Broken> {
         let mut turns = 0;
-        loop {
-            if self.generation.load(Acquire) != generation {
-                return Ok(());
-            }
+        while other.load(Acquire) < round {
             if self.broken.load(Acquire) {
                 return Err(Broken);
             }
-            if turns < SPINS {
-                std::hint::spin_loop();
-            } else if turns < SPINS + YIELDS {
-                std::thread::yield_now();
-            } else {
-                self.sleep(generation);
+            if turns >= SPINS + YIELDS {
+                self.sleep(other, round);
                 continue;
+            }
+            if turns >= SPINS {
+                std::thread::yield_now();
+            } else if turns >= EAGER {
+                std::hint::spin_loop();
             }
             turns += 1;
         }
+        Ok(())
     }
 
     #[cold]
-    fn sleep(&self, generation: u32) {
+    fn sleep(&self, other: &AtomicU64, round: u64) {
         self.sleepers.fetch_add(1, SeqCst);
         let mut guard = self.lock.lock().unwrap_or_else(PoisonError::into_inner);
-        while self.generation.load(SeqCst) == generation && !self.broken.load(SeqCst) {
+        while other.load(SeqCst) < round && !self.broken.load(SeqCst) {
             guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
         }
         drop(guard);
@@ -112,7 +112,10 @@ impl Barrier {
     ///
     /// Only while no thread is waiting at it.
     pub(super) fn mend(&self) {
-        self.arrived.store(0, Relaxed);
+        let last = self.arrivals.iter().map(|a| a.0.load(Acquire)).max().unwrap_or(0);
+        for arrivals in &self.arrivals {
+            arrivals.0.store(last, Relaxed);
+        }
         self.broken.store(false, Release);
     }
 }
@@ -124,19 +127,19 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn nobody_passes_before_the_last_and_release_runs_alone() {
+    fn nobody_passes_before_the_last() {
         for n in [1, 2, 3, 8] {
             let barrier = Barrier::new(n);
-            let (count, released) = (AtomicU64::new(0), AtomicU64::new(0));
+            let count = AtomicU64::new(0);
             std::thread::scope(|s| {
-                for _ in 0..n {
-                    s.spawn(|| {
+                for id in 0..n {
+                    let (barrier, count) = (&barrier, &count);
+                    s.spawn(move || {
                         for round in 1..=2000 {
                             count.fetch_add(1, Relaxed);
-                            barrier.wait(|| assert_eq!(released.fetch_add(1, Relaxed), round - 1)).unwrap();
-                            assert!(count.load(Relaxed) >= round * n as u64);
-                            assert_eq!(released.load(Relaxed), round);
-                            barrier.wait(|| ()).unwrap();
+                            barrier.wait(id).unwrap();
+                            assert_eq!(count.load(Relaxed), round * n as u64);
+                            barrier.wait(id).unwrap();
                         }
                     });
                 }
@@ -148,11 +151,11 @@ mod tests {
     fn a_sleeping_thread_is_woken_by_arrival_and_by_breaking() {
         let barrier = Barrier::new(2);
         std::thread::scope(|s| {
-            let sleeper = s.spawn(|| (barrier.wait(|| ()), barrier.wait(|| ())));
+            let sleeper = s.spawn(|| (barrier.wait(1), barrier.wait(1)));
             while barrier.sleepers.load(SeqCst) == 0 {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            barrier.wait(|| ()).unwrap();
+            barrier.wait(0).unwrap();
             while barrier.sleepers.load(SeqCst) == 0 {
                 std::thread::sleep(Duration::from_millis(1));
             }
@@ -161,8 +164,8 @@ mod tests {
         });
         barrier.mend();
         std::thread::scope(|s| {
-            let other = s.spawn(|| barrier.wait(|| ()));
-            assert_eq!((barrier.wait(|| ()), other.join().unwrap()), (Ok(()), Ok(())));
+            let other = s.spawn(|| barrier.wait(1));
+            assert_eq!((barrier.wait(0), other.join().unwrap()), (Ok(()), Ok(())));
         });
     }
 }

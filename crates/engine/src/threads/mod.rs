@@ -8,6 +8,11 @@ mod pool;
 mod topology;
 mod tuner;
 
+/// A value with a cache line to itself, and its neighbour, which processors fetch along.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Apart<T>(T);
+
 pub use pool::{Pool, PoolOptions, Worker};
 pub use topology::{Topology, topology};
 pub(crate) use topology::{pin, unpinned};

@@ -7,13 +7,14 @@
 
 #![allow(unsafe_code)]
 
+use super::Apart;
 use super::barrier::{Barrier, Broken};
 use super::topology::{allowed, pin, topology, unpinned};
 use std::any::Any;
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::*};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -35,6 +36,9 @@ impl Default for PoolOptions {
 /// More workers than this are refused: no machine gains from them, and each costs a stack.
 pub const MAX_THREADS: usize = 512;
 
+/// Bits of a count of pieces.
+const PIECES: u32 = 24;
+
 type Job<'a> = &'a (dyn Fn(&Worker<'_>) + Sync);
 
 /// A set of worker threads.
@@ -52,18 +56,16 @@ struct Shared {
     outer: Barrier,
     /// Where phases within a run meet.
     inner: Barrier,
-    /// Of each worker's share of the current phase, the pieces that are claimed.
-    claimed: Vec<Counter>,
+    /// Of each worker's share of a phase, the pieces that are claimed: the phase's number in the upper bits, the count in
+    /// the lower `PIECES`. A number of an earlier phase means that none is.
+    claimed: Vec<Apart<AtomicU64>>,
+    /// The number of the first phase of a run.
+    phase: AtomicU64,
     quit: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     /// The function of the current run, its lifetime erased; see `Pool::run`.
     job: UnsafeCell<Option<Job<'static>>>,
 }
-
-/// A count with a cache line (and its neighbour, which processors fetch along) to itself.
-#[derive(Default)]
-#[repr(align(128))]
-struct Counter(AtomicUsize);
 
 impl std::fmt::Debug for Shared {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -82,6 +84,7 @@ pub struct Worker<'a> {
     /// Workers in this run.
     threads: usize,
     shared: &'a Shared,
+    phase: Cell<u64>,
 }
 
 impl Worker<'_> {
@@ -100,9 +103,8 @@ impl Worker<'_> {
     /// When another worker has panicked; [`Pool::run`] passes that panic on.
     #[inline]
     pub fn barrier(&self) {
-        if self.threads == 1 {
-            self.shared.unclaim();
-        } else if self.shared.inner.wait(|| self.shared.unclaim()).is_err() {
+        self.phase.set(self.phase.get() + 1);
+        if self.threads > 1 && self.shared.inner.wait(self.id).is_err() {
             resume_unwind(Box::new(Broken));
         }
     }
@@ -116,17 +118,31 @@ impl Worker<'_> {
     pub fn claim(&self, total: usize, chunk: usize, mut work: impl FnMut(Range<usize>)) {
         let chunk = chunk.max(1);
         let (pieces, n) = (total.div_ceil(chunk), self.threads);
+        let mut work = |piece: usize| work(piece * chunk..((piece + 1) * chunk).min(total));
+        // With one piece for each there is nothing to help with.
+        if pieces <= n {
+            return (pieces * self.id / n..pieces * (self.id + 1) / n).for_each(work);
+        }
+        let none = self.phase.get() << PIECES;
         for k in 0..n {
             let whose = (self.id + k) % n;
             let (from, to) = (pieces * whose / n, pieces * (whose + 1) / n);
             let claimed = &self.shared.claimed[whose].0;
             // Relaxed: what the pieces protect is ordered by the barriers around the phase.
-            while claimed.load(Relaxed) < to - from {
-                let piece = from + claimed.fetch_add(1, Relaxed);
+            let mut found = claimed.load(Relaxed);
+            loop {
+                let so_far = found.max(none);
+                let piece = from + (so_far - none) as usize;
                 if piece >= to {
                     break;
                 }
-                work(piece * chunk..((piece + 1) * chunk).min(total));
+                match claimed.compare_exchange_weak(found, so_far + 1, Relaxed, Relaxed) {
+                    Ok(_) => {
+                        work(piece);
+                        found = claimed.load(Relaxed);
+                    }
+                    Err(now) => found = now,
+                }
             }
         }
     }
@@ -156,7 +172,8 @@ impl Pool {
             threads,
             outer: Barrier::new(threads),
             inner: Barrier::new(threads),
-            claimed: (0..threads).map(|_| Counter::default()).collect(),
+            claimed: (0..threads).map(|_| Apart::default()).collect(),
+            phase: AtomicU64::new(0),
             quit: AtomicBool::new(false),
             panic: Mutex::new(None),
             job: UnsafeCell::new(None),
@@ -193,8 +210,9 @@ impl Pool {
 
     /// Calls `f` on the calling thread alone, as the one worker of a run; the others sleep on.
     pub fn run_alone(&mut self, f: impl FnOnce(&Worker<'_>)) {
-        self.shared.unclaim();
-        f(&Worker { id: 0, threads: 1, shared: &self.shared });
+        let worker = self.shared.worker(0, 1);
+        f(&worker);
+        self.shared.phase.store(worker.phase.get() + 1, Relaxed);
     }
 
     /// Calls `f` on every worker and returns when all are done.
@@ -202,19 +220,18 @@ impl Pool {
     /// # Panics
     /// Passes on the panic of any worker; the pool stays usable.
     pub fn run(&mut self, f: impl Fn(&Worker<'_>) + Sync) {
-        let shared = &*self.shared;
-        shared.unclaim();
-        if shared.threads == 1 {
-            return f(&Worker { id: 0, threads: 1, shared });
+        if self.shared.threads == 1 {
+            return self.run_alone(f);
         }
+        let shared = &*self.shared;
         let job: Job<'_> = &f;
         // SAFETY: the lifetime is erased, but the reference is used only until the second outer barrier below, which
         // this function reaches on every path (panics of `f` are caught), and `f` outlives that. Writing is
         // sound because all other workers wait at the outer barrier (invariant of `Shared::job`).
         unsafe { *shared.job.get() = Some(std::mem::transmute::<Job<'_>, Job<'static>>(job)) };
-        let _ = shared.outer.wait(|| ());
+        let _ = shared.outer.wait(0);
         shared.run_job(0);
-        let _ = shared.outer.wait(|| ());
+        let _ = shared.outer.wait(0);
         if let Some(payload) = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take() {
             // Every other worker is past its job and on the way to the outer barrier, none at the inner one.
             shared.inner.mend();
@@ -224,11 +241,9 @@ impl Pool {
 }
 
 impl Shared {
-    /// Makes every piece of the next phase free to claim.
-    fn unclaim(&self) {
-        for counter in &self.claimed {
-            counter.0.store(0, Relaxed);
-        }
+    /// A worker at the beginning of a run.
+    fn worker(&self, id: usize, threads: usize) -> Worker<'_> {
+        Worker { id, threads, shared: self, phase: Cell::new(self.phase.load(Relaxed)) }
     }
 
     /// Runs the current job as worker `id`, keeping a panic for [`Pool::run`].
@@ -236,13 +251,17 @@ impl Shared {
         // SAFETY: written before the outer barrier this worker has passed, not written again until it arrives
         // at the next one.
         let Some(job) = (unsafe { *self.job.get() }) else { return };
-        let worker = Worker { id, threads: self.threads, shared: self };
+        let worker = self.worker(id, self.threads);
         match catch_unwind(AssertUnwindSafe(|| job(&worker))) {
             Err(payload) if !payload.is::<Broken>() => {
                 self.panic.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(payload);
                 self.inner.break_it();
             }
             _ => {}
+        }
+        if id == 0 {
+            // Read by the others after the outer barrier that begins the next run.
+            self.phase.store(worker.phase.get() + 1, Relaxed);
         }
     }
 }
@@ -251,9 +270,9 @@ fn work_loop(shared: &Shared, id: usize, core: Option<usize>) {
     if let Some(core) = core {
         pin(&[core]);
     }
-    while shared.outer.wait(|| ()).is_ok() && !shared.quit.load(Acquire) {
+    while shared.outer.wait(id).is_ok() && !shared.quit.load(Acquire) {
         shared.run_job(id);
-        if shared.outer.wait(|| ()).is_err() {
+        if shared.outer.wait(id).is_err() {
             return;
         }
     }

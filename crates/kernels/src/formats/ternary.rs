@@ -97,6 +97,10 @@ pub(super) unsafe fn two_bit_row<T: Ternary, S: Bytes, const HIGH_FIRST: bool>(
 ) -> S::V {
     // SAFETY: by the caller; columns are padded to 256 values.
     unsafe {
+        if row.len() == T::STEP {
+            S::prefetch(row.as_ptr().wrapping_add(AHEAD));
+            return S::planes_one::<HIGH_FIRST>(two_bit_step::<T, S>(row), q);
+        }
         let mut sums = S::planes_zero();
         let mut q = q;
         for steps in row.chunks(8 * T::STEP) {

@@ -193,8 +193,21 @@ impl Scores<'_> {
     #[inline(always)]
     unsafe fn of<L: Lanes, R: Row>(self) {
         let Self { q, k, scale, out, stride } = self;
-        let dim = k.head_dim;
-        for (i, row) in k.bytes.chunks_exact(k.row_bytes).enumerate() {
+        let (dim, bytes) = (k.head_dim, k.row_bytes);
+        let fours = k.n() / 4 * 4;
+        for (i, rows) in k.bytes.chunks_exact(4 * bytes).enumerate() {
+            for (t, q) in q.chunks(2 * dim).enumerate() {
+                let at = 2 * t * stride + 4 * i;
+                // SAFETY: `L` is enabled by the caller; the rows and each head have `dim` values.
+                unsafe {
+                    match q.len() / dim {
+                        1 => scores_of_four::<L, R, 1>(q, dim, rows, scale, out, at, stride),
+                        _ => scores_of_four::<L, R, 2>(q, dim, rows, scale, out, at, stride),
+                    }
+                }
+            }
+        }
+        for (i, row) in k.bytes.chunks_exact(bytes).enumerate().skip(fours) {
             for (t, q) in q.chunks(TILE * dim).enumerate() {
                 let at = t * TILE * stride + i;
                 // SAFETY: `L` is enabled by the caller; the row and each head have `dim` values.
@@ -206,6 +219,48 @@ impl Scores<'_> {
                         _ => scores_of::<L, R, TILE>(q, dim, row, scale, out, at, stride),
                     }
                 }
+            }
+        }
+    }
+}
+
+/// The scores of four rows for N heads, to `out[at..at + 4]`, `out[at + stride..]`, ... Four are folded at once.
+#[inline(always)]
+unsafe fn scores_of_four<L: Lanes, R: Row, const N: usize>(
+    q: &[f32],
+    dim: usize,
+    rows: &[u8],
+    scale: f32,
+    out: &mut [f32],
+    at: usize,
+    stride: usize,
+) {
+    let (bytes, rows, q) = (rows.len() / 4, rows.as_ptr(), q.as_ptr());
+    let whole = dim / 16 * 16;
+    // SAFETY: `L` is enabled by the caller; the rows and each of the N heads have `dim` values.
+    unsafe {
+        let mut acc = [[L::zero(); 4]; N];
+        for d in (0..whole).step_by(16) {
+            for r in 0..4 {
+                let k = R::load::<L>(rows.add(r * bytes), d);
+                for h in 0..N {
+                    acc[h][r] = L::fma(L::load(q.add(h * dim + d)), k, acc[h][r]);
+                }
+            }
+        }
+        if whole < dim {
+            for r in 0..4 {
+                let k = R::load_n::<L>(rows.add(r * bytes), whole, dim - whole);
+                for h in 0..N {
+                    acc[h][r] = L::fma(L::load_n(q.add(h * dim + whole), dim - whole), k, acc[h][r]);
+                }
+            }
+        }
+        for h in 0..N {
+            let sums = L::reduce_add4(acc[h]);
+            let out = &mut out[at + h * stride..][..4];
+            for r in 0..4 {
+                out[r] = sums[r] * scale;
             }
         }
     }

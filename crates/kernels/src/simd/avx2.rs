@@ -21,6 +21,23 @@ pub(crate) unsafe fn reduce_add_8(v: __m256) -> f32 {
     }
 }
 
+/// The same of four vectors.
+#[inline(always)]
+pub(crate) unsafe fn reduce_add4_8([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+    unsafe {
+        // l + l+4 of two vectors in the two halves of one.
+        let ac = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, c), _mm256_permute2f128_ps::<0x31>(a, c));
+        let bd = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(b, d), _mm256_permute2f128_ps::<0x31>(b, d));
+        // l + l+2: a0 a1 b0 b1 in the lower half, c and d above.
+        let s = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(ac, bd), _mm256_shuffle_ps::<0xee>(ac, bd));
+        let s = _mm256_add_ps(s, _mm256_movehdup_ps(s));
+        let (low, high) = (_mm256_castps256_ps128(s), _mm256_extractf128_ps::<1>(s));
+        let mut out = [0f32; 4];
+        _mm_storeu_ps(out.as_mut_ptr(), _mm_shuffle_ps::<0x88>(low, high));
+        out
+    }
+}
+
 /// l + l+2, l + l+1 of 4 f64 lanes.
 #[inline(always)]
 pub(crate) unsafe fn reduce_add_d4(v: __m256d) -> f64 {
@@ -315,6 +332,13 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn reduce_add(v: Self::F) -> f32 {
         unsafe { reduce_add_8(_mm256_add_ps(v.0, v.1)) }
+    }
+    #[inline(always)]
+    unsafe fn reduce_add4([a, b, c, d]: [Self::F; 4]) -> [f32; 4] {
+        unsafe {
+            let (a, b) = (_mm256_add_ps(a.0, a.1), _mm256_add_ps(b.0, b.1));
+            reduce_add4_8([a, b, _mm256_add_ps(c.0, c.1), _mm256_add_ps(d.0, d.1)])
+        }
     }
     #[inline(always)]
     unsafe fn reduce_max(v: Self::F) -> f32 {
@@ -613,6 +637,15 @@ impl Bytes for Avx2 {
         unsafe {
             planes_half::<HIGH_FIRST>(&mut sums.narrow.0, w.0, q);
             planes_half::<HIGH_FIRST>(&mut sums.narrow.1, w.1, q.add(32));
+        }
+    }
+    #[inline(always)]
+    unsafe fn planes_one<const HIGH_FIRST: bool>(w: Self::V, q: *const i8) -> Self::V {
+        unsafe {
+            let mut sums = Self::planes_zero();
+            Self::planes_add::<HIGH_FIRST>(&mut sums, w, q);
+            let one = _mm256_set1_epi16(1);
+            (_mm256_madd_epi16(sums.narrow.0, one), _mm256_madd_epi16(sums.narrow.1, one))
         }
     }
     #[inline(always)]

@@ -145,6 +145,13 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
+    unsafe fn reduce_add4([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        unsafe {
+            let half = |v| _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+            super::avx2::reduce_add4_8([half(a), half(b), half(c), half(d)])
+        }
+    }
+    #[inline(always)]
     unsafe fn reduce_max(v: __m512) -> f32 {
         unsafe { _mm512_reduce_max_ps(v) }
     }
@@ -418,6 +425,22 @@ impl Bytes for Avx512 {
                 let code = _mm512_and_si512(w, _mm512_set1_epi8((3u8 << (2 * bits)).cast_signed()));
                 *sum = _mm512_dpbusd_epi32(*sum, code, _mm512_loadu_si512(q.add(64 * plane).cast()));
             }
+        }
+    }
+    #[inline(always)]
+    unsafe fn planes_one<const HIGH_FIRST: bool>(w: __m512i, q: *const i8) -> __m512i {
+        unsafe {
+            // From the highest bits down, in one chain: fewer instructions than four sums and their division.
+            let mut sum = _mm512_setzero_si512();
+            for bits in (0..4).rev() {
+                let plane = if HIGH_FIRST { 3 - bits } else { bits };
+                let code = _mm512_and_si512(w, _mm512_set1_epi8((3u8 << (2 * bits)).cast_signed()));
+                sum = _mm512_dpbusd_epi32(sum, code, _mm512_loadu_si512(q.add(64 * plane).cast()));
+                if bits > 0 {
+                    sum = _mm512_srai_epi32::<2>(sum);
+                }
+            }
+            sum
         }
     }
     #[inline(always)]

@@ -80,6 +80,8 @@ pub(crate) trait Lanes: Copy + 'static {
     unsafe fn store_i8(p: *mut i8, v: Self::F);
     /// l + l+8, l + l+4, l + l+2, l + l+1.
     unsafe fn reduce_add(v: Self::F) -> f32;
+    /// [`Lanes::reduce_add`] of each.
+    unsafe fn reduce_add4(v: [Self::F; 4]) -> [f32; 4];
     unsafe fn reduce_max(v: Self::F) -> f32;
 
     unsafe fn zero_d() -> Self::D;
@@ -172,6 +174,8 @@ pub(crate) trait Bytes: Lanes {
     /// Adds code * q for 256 codes: `w` has them in four planes of 64, plane l in bits 2l and 2l + 1 of each byte (or, if
     /// `HIGH_FIRST`, in bits 6 - 2l and 7 - 2l), and meets `q[64 l ..]`.
     unsafe fn planes_add<const HIGH_FIRST: bool>(sums: &mut Self::Planes, w: Self::V, q: *const i8);
+    /// i32 lanes whose total is the sum for 256 codes alone, as `planes_add` adds them.
+    unsafe fn planes_one<const HIGH_FIRST: bool>(w: Self::V, q: *const i8) -> Self::V;
     /// Must come between two groups of up to eight `planes_add`.
     unsafe fn planes_carry(sums: &mut Self::Planes);
     /// i32 lanes whose total is the sum of all that was added; after `planes_carry`. Exact for up to 2^22 codes.

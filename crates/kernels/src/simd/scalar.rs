@@ -129,6 +129,10 @@ impl Lanes for Scalar {
         let b: [f32; 4] = std::array::from_fn(|i| a[i] + a[i + 4]);
         (b[0] + b[2]) + (b[1] + b[3])
     }
+    unsafe fn reduce_add4(v: [Self::F; 4]) -> [f32; 4] {
+        // SAFETY: callable anywhere.
+        v.map(|v| unsafe { Self::reduce_add(v) })
+    }
     unsafe fn reduce_max(v: Self::F) -> f32 {
         v.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
