@@ -56,10 +56,12 @@ pub struct Layout {
 
 impl Layout {
     /// `cols` rounded up to [`PAD`], at least one of it.
+    #[inline]
     pub fn padded(&self) -> usize {
         self.cols.max(1).next_multiple_of(PAD)
     }
     /// Scales in a column; those past the last value are zero.
+    #[inline]
     pub fn groups(&self) -> usize {
         match self.grain {
             Grain::B32 => self.padded() / 32,
@@ -68,18 +70,22 @@ impl Layout {
         }
     }
     /// Byte offset of `sums16` in the record.
+    #[inline]
     pub fn sums16_at(&self) -> usize {
         self.padded()
     }
     /// Byte offset of `scales` in the record.
+    #[inline]
     pub fn scales_at(&self) -> usize {
         self.sums16_at() + self.padded() / 8
     }
     /// Byte offset of `sums` in the record.
+    #[inline]
     pub fn sums_at(&self) -> usize {
         self.scales_at() + self.groups() * 4
     }
     /// Byte offset of `eighths` in the record.
+    #[inline]
     pub fn eighths_at(&self) -> usize {
         self.sums_at() + self.groups() * 4
     }
@@ -88,6 +94,7 @@ impl Layout {
         if self.grain == Grain::B32 { self.padded() / 4 } else { 0 }
     }
     /// Bytes of one column record, a multiple of 64.
+    #[inline]
     pub fn record_bytes(&self) -> usize {
         (self.eighths_at() + self.eighths() * 4).next_multiple_of(64)
     }
@@ -120,6 +127,7 @@ impl<'a> I8Cols<'a> {
         self.n
     }
     /// The layout of each record.
+    #[inline]
     pub fn layout(&self) -> Layout {
         self.layout
     }
@@ -130,16 +138,19 @@ impl<'a> I8Cols<'a> {
         let stride = self.layout.record_bytes() / 64;
         Self { lines: &self.lines[from * stride..(from + n) * stride], layout: self.layout, n }
     }
+    #[inline]
     fn record(&self, column: usize) -> &'a [Line] {
         let stride = self.layout.record_bytes() / 64;
         &self.lines[column * stride..(column + 1) * stride]
     }
     /// The int8 values of a column, [`Layout::padded`] of them, in the order of [`Grain::place`].
+    #[inline]
     pub fn q(&self, column: usize) -> &'a [i8] {
         // SAFETY: the record holds `padded` bytes of i8 at offset 0 (length checked in `new`).
         unsafe { std::slice::from_raw_parts(self.record(column).as_ptr().cast(), self.layout.padded()) }
     }
     /// Sums over every 16 neighbours in [`I8Cols::q`].
+    #[inline]
     pub fn sums16(&self, column: usize) -> &'a [i16] {
         let l = self.layout;
         // SAFETY: inside the record by the layout; `sums16_at` is a multiple of 256, so aligned; any bits are an i16.
@@ -149,6 +160,7 @@ impl<'a> I8Cols<'a> {
         }
     }
     /// The scales of a column.
+    #[inline]
     pub fn scales(&self, column: usize) -> &'a [f32] {
         let l = self.layout;
         // SAFETY: inside the record by the layout; `scales_at` is a multiple of 32; any bits are an f32.
@@ -158,6 +170,7 @@ impl<'a> I8Cols<'a> {
         }
     }
     /// The group sums of a column.
+    #[inline]
     pub fn sums(&self, column: usize) -> &'a [i32] {
         let l = self.layout;
         // SAFETY: inside the record by the layout; `sums_at` is a multiple of 4; any bits are an i32.
@@ -167,6 +180,7 @@ impl<'a> I8Cols<'a> {
         }
     }
     /// -8 times the sum over every four values of a column; empty for scales of more than 32 values.
+    #[inline]
     pub fn eighths(&self, column: usize) -> &'a [i32] {
         let l = self.layout;
         // SAFETY: inside the record by the layout; `eighths_at` is a multiple of 4; any bits are an i32.

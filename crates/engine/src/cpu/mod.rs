@@ -44,7 +44,7 @@ pub(crate) struct Step<'a> {
 
 /// Values of a product's output that one claim takes when there are many tokens: the rows stay in the inner cache while
 /// all tokens pass.
-const PREFILL_ROWS: usize = 32;
+const PREFILL_ROWS: usize = 64;
 /// Values of the gate that one claim takes.
 const GLU_CHUNK: usize = 512;
 

@@ -12,8 +12,10 @@ use std::ops::Range;
 
 /// Rows of a product are claimed in multiples of this: kernels take rows by four, results fill cache lines.
 const ROWS: usize = 16;
-/// Bytes of weights that are worth a claim: a few microseconds' work.
-const PIECE_BYTES: usize = 64 << 10;
+/// Bytes of weights that are worth a claim: about ten microseconds' work.
+const PIECE_BYTES: usize = 192 << 10;
+/// Most pieces of a worker's share.
+const PIECES: usize = 16;
 
 impl Step<'_> {
     /// Runs `ops` for token `t` alone.
@@ -107,11 +109,11 @@ impl Step<'_> {
     }
 }
 
-/// Rows that a worker claims at once: up to four pieces for each worker, so that one that is held up leaves some to the
-/// others, but none so small that claiming it costs more than it.
+/// Rows that a worker claims at once. Small pieces let workers end a phase together, but none is so small that claiming it
+/// costs more than it.
 fn piece(total: usize, row_bytes: usize, threads: usize) -> usize {
     let share = total.div_ceil(threads);
-    let pieces = if threads == 1 { 1 } else { (share * row_bytes / PIECE_BYTES).clamp(1, 4) };
+    let pieces = if threads == 1 { 1 } else { (share * row_bytes / PIECE_BYTES).clamp(1, PIECES) };
     share.div_ceil(pieces).next_multiple_of(ROWS)
 }
 

@@ -58,7 +58,7 @@ pub static FORMATS: &[&Format] = &[
 ];
 
 /// How far ahead of the weights in use memory is asked for theirs, in bytes.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 2048;
 
 /// The layout of a format and its two conversions.
 pub(crate) trait Blocks: 'static {

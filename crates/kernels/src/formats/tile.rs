@@ -7,8 +7,8 @@
 //!
 //! The result has the bits that [`super::ternary`] defines, for rows of one run.
 
+use super::row_bytes;
 use super::ternary::{Ternary, is_one_run};
-use super::{Column, row_bytes};
 use crate::acts::{Acts, Line};
 use crate::format::Call;
 use crate::simd::Bytes;
@@ -17,7 +17,9 @@ use crate::simd::Bytes;
 pub(super) const COLUMNS: usize = 12;
 /// Rows of a tile.
 const ROWS: usize = 32;
-/// Steps of a stretch: its codes, 32 KiB, stay in the inner caches.
+/// Tiles that some columns pass over while they are in the innermost cache.
+const TILES: usize = 2;
+/// Steps of a stretch: its codes are 32 KiB, which stay in the inner caches.
 const STEPS: usize = 4;
 
 /// Codes of a stretch: for each four weights two vectors of 16 rows.
@@ -27,32 +29,42 @@ type Codes = [[Line; 2]; STEPS * 64];
 ///
 /// # Safety
 /// As for every kernel; `S` is enabled.
-#[allow(clippy::large_stack_arrays)] // 32 KiB, gone with the call
+#[allow(clippy::large_stack_arrays)] // 64 KiB, gone with the call
 #[inline(always)]
 pub(super) unsafe fn multiply<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) -> bool {
     let n = row_bytes::<T>(call.cols);
     if !call.weights.chunks_exact(n).all(is_one_run::<T>) {
         return false;
     }
-    let mut codes: Codes = [[Line([0; 64]); 2]; STEPS * 64];
+    let mut codes: [Codes; TILES] = [[[Line([0; 64]); 2]; STEPS * 64]; TILES];
+    let steps = n.div_ceil(T::STEP);
     let rows = call.out.rows();
-    for first in (0..rows).step_by(ROWS) {
-        let count = ROWS.min(rows - first);
-        let tile = &call.weights[first * n..(first + count) * n];
-        let mut d = [0f32; ROWS];
-        for (d, row) in d.iter_mut().zip(tile.chunks_exact(n)) {
-            // SAFETY: `S` is enabled by the caller.
-            *d = unsafe { S::f16_to_f32(T::scale_bits(&row[..T::BYTES])) };
-        }
-        let steps = n.div_ceil(T::STEP);
+    for first in (0..rows).step_by(TILES * ROWS) {
+        let tiles = (rows - first).div_ceil(ROWS).min(TILES);
         for from in (0..steps).step_by(STEPS) {
             let these = STEPS.min(steps - from);
-            // SAFETY: `S` is enabled by the caller; a tile is whole rows.
-            unsafe { unpack::<T, S>(tile, n, from, these, &mut codes) };
-            let part = Part { codes: &codes[..these * 64], from, first, count };
-            let scale = (from + these == steps).then_some(&d);
+            let parts: [Part<'_>; TILES] = {
+                let mut codes = codes.iter_mut();
+                std::array::from_fn(|t| {
+                    let first = (first + t * ROWS).min(rows);
+                    let count = ROWS.min(rows - first);
+                    let tile = &call.weights[first * n..(first + count) * n];
+                    let codes = codes.next().map_or(&mut [][..], |codes| &mut codes[..these * 64]);
+                    let mut d = [0f32; ROWS];
+                    // SAFETY: `S` is enabled by the caller; a tile is whole rows.
+                    unsafe {
+                        for (d, row) in d.iter_mut().zip(tile.chunks_exact(n)) {
+                            *d = S::f16_to_f32(T::scale_bits(&row[..T::BYTES]));
+                        }
+                        if count > 0 {
+                            unpack::<T, S>(tile, n, from, these, codes);
+                        }
+                    }
+                    Part { codes, from, first, count, d }
+                })
+            };
             // SAFETY: `S` is enabled by the caller.
-            unsafe { columns::<S>(call, &part, scale) };
+            unsafe { columns::<S>(call, &parts[..tiles], from + these == steps) };
         }
     }
     true
@@ -60,7 +72,13 @@ pub(super) unsafe fn multiply<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) -> 
 
 /// Codes of some steps of a tile's rows. Rows that a tile lacks repeat its last one; nobody reads their sums.
 #[inline(always)]
-unsafe fn unpack<T: Ternary, S: Bytes>(tile: &[u8], n: usize, from: usize, steps: usize, codes: &mut Codes) {
+unsafe fn unpack<T: Ternary, S: Bytes>(
+    tile: &[u8],
+    n: usize,
+    from: usize,
+    steps: usize,
+    codes: &mut [[Line; 2]],
+) {
     let count = tile.len() / n;
     let mut planes = [[Line([0; 64]); 16]; 4];
     for step in 0..steps {
@@ -92,50 +110,58 @@ struct Part<'a> {
     /// The first row, and how many.
     first: usize,
     count: usize,
+    /// The scale of each row.
+    d: [f32; ROWS],
 }
 
-/// All columns of the call times a part: as many at once as 32 registers hold sums of, with two vectors of rows.
+/// All columns of the call times some parts: as many at once as 32 registers hold sums of, with two vectors of rows. If
+/// `last`, the sums are complete and become results.
 #[inline(always)]
-unsafe fn columns<S: Bytes>(call: &mut Call<'_, '_>, part: &Part<'_>, scale: Option<&[f32; ROWS]>) {
+unsafe fn columns<S: Bytes>(call: &mut Call<'_, '_>, parts: &[Part<'_>], last: bool) {
     let n = call.acts.n();
     let mut c = 0;
     // SAFETY: the caller's promises, passed on.
     unsafe {
         while c + 12 <= n {
-            block::<S, 12>(call, part, scale, c);
+            for part in parts {
+                block::<S, 12>(call, part, last, c);
+            }
             c += 12;
         }
         while c + 4 <= n {
-            block::<S, 4>(call, part, scale, c);
+            for part in parts {
+                block::<S, 4>(call, part, last, c);
+            }
             c += 4;
         }
         while c < n {
-            block::<S, 1>(call, part, scale, c);
+            for part in parts {
+                block::<S, 1>(call, part, last, c);
+            }
             c += 1;
         }
     }
 }
 
-/// Columns `first ..` of the call times a part. With `scale` the sums are complete and become results.
+/// Columns `first ..` of the call times a part.
 #[inline(always)]
 unsafe fn block<S: Bytes, const C: usize>(
     call: &mut Call<'_, '_>,
     part: &Part<'_>,
-    scale: Option<&[f32; ROWS]>,
+    last: bool,
     first: usize,
 ) {
     let Acts::I8(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
-    let x: [Column<'_>; C] = std::array::from_fn(|c| Column::of(&acts, first + c));
-    for x in &x {
-        assert!(x.q.len() >= part.from * 256 + part.codes.len() * 4, "activation length");
+    let mut q = [std::ptr::null(); C];
+    for (c, q) in q.iter_mut().enumerate() {
+        *q = acts.q(first + c)[part.from * 256..][..part.codes.len() * 4].as_ptr();
     }
-    let q: [*const i8; C] = std::array::from_fn(|c| x[c].q[part.from * 256..].as_ptr());
     // Rows 16 r of the tile: where they are in the result, and how many there are.
     let rows = |r: usize| {
         let at = part.first + (16 * r).min(part.count);
         at..part.first + (16 * r + 16).min(part.count)
     };
-    // SAFETY: `S` is enabled by the caller; q is read inside the columns, just checked; a slice of the result is as long as
+    // SAFETY: `S` is enabled by the caller; q is read inside the columns, as just sliced; a slice of the result is as long as
     // what is loaded and stored.
     unsafe {
         let mut sums = [[S::zero_v(); 2]; C];
@@ -150,16 +176,15 @@ unsafe fn block<S: Bytes, const C: usize>(
         }
         sum_up::<S, C>(&mut sums, part.codes, q);
         for c in 0..C {
-            let column = S::splat(x[c].scales[0] * call.scale);
-            let minus = S::splat_i32(x[c].sums[0]);
+            let column = S::splat(acts.scales(first + c)[0] * call.scale);
+            let minus = S::splat_i32(acts.sums(first + c)[0]);
             let out = call.out.column(first + c);
             for r in 0..2 {
-                let y = match scale {
-                    None => S::bits_to_f(sums[c][r]),
-                    Some(d) => {
-                        let sum = S::to_f32(S::sub_i32(sums[c][r], minus));
-                        S::mul(S::fma(sum, S::load(d[16 * r..].as_ptr()), S::zero()), column)
-                    }
+                let y = if last {
+                    let sum = S::to_f32(S::sub_i32(sums[c][r], minus));
+                    S::mul(S::fma(sum, S::load(part.d[16 * r..].as_ptr()), S::zero()), column)
+                } else {
+                    S::bits_to_f(sums[c][r])
                 };
                 let out = &mut out[rows(r)];
                 S::store_n(out.as_mut_ptr(), out.len(), y);

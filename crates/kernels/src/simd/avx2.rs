@@ -400,7 +400,7 @@ impl Bytes for Avx2 {
     }
     #[inline(always)]
     unsafe fn prefetch(p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn load_f16_every(p: *const u8, stride: usize, n: usize) -> Self::F {

@@ -107,7 +107,8 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn load_quarters(a: *const u8, b: *const u8, c: *const u8, d: *const u8) -> Self::V;
     /// 32 bytes, then zeros.
     unsafe fn load_half(p: *const u8) -> Self::V;
-    /// Asks for the cache line at `p`, which need not be readable.
+    /// Asks for the cache line at `p`, which need not be readable, in the second-level cache: that can wait for more lines at
+    /// once than the first one.
     unsafe fn prefetch(p: *const u8);
     /// The halves at `p`, `p + stride` … as f32, `n <= 16` of them, zeros after; touches only those.
     unsafe fn load_f16_every(p: *const u8, stride: usize, n: usize) -> Self::F;
