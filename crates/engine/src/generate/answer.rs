@@ -6,7 +6,7 @@
 //! brought back by the same rule. Logits never outlive the step that computed them.
 
 use super::{Finish, GenerateError, GenerateOptions, Generation, Stats};
-use crate::sampler::{Sampler, StopMatcher};
+use crate::sampler::{Constraint, LogProbs, Sampler, StopMatcher, log_probs};
 use crate::session::{EvalError, Session};
 use crate::threads::Pool;
 use crate::tokenizer::StreamDecoder;
@@ -28,6 +28,10 @@ pub struct Answer {
     context: usize,
     ignore_end: bool,
     sampler: Sampler,
+    constraint: Option<Box<dyn Constraint>>,
+    log_probs: Option<usize>,
+    /// The last token, if its probability is wanted and nobody has asked yet.
+    scored: Option<Scored>,
     decoder: StreamDecoder,
     stops: StopMatcher,
     text: String,
@@ -36,6 +40,15 @@ pub struct Answer {
     end: Option<Finish>,
     /// Whether a step has said so, which also gave out the text held back.
     told: bool,
+}
+
+/// A token and how probable it was under the model's own distribution, whatever sampling and constraints made of that.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scored {
+    /// The token.
+    pub token: u32,
+    /// Its log-probability, and the most probable tokens with theirs.
+    pub log_probs: LogProbs,
 }
 
 /// What a step brought.
@@ -84,6 +97,9 @@ impl Answer {
             context,
             ignore_end: options.ignore_end,
             sampler,
+            constraint: options.constraint,
+            log_probs: options.log_probs,
+            scored: None,
             decoder: if options.continues_prompt {
                 StreamDecoder::continuing()
             } else {
@@ -125,10 +141,25 @@ impl Answer {
             return Ok(self.done(Finish::Length));
         }
         let start = Instant::now();
+        let raw = self.log_probs.map(|top| (top, logits.to_vec()));
+        if let Some(constraint) = &mut self.constraint {
+            constraint.forbid(logits)?;
+        }
         let token = self.sampler.sample(logits)?;
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(token)?;
+        }
+        if let Some((top, raw)) = raw {
+            self.scored = Some(Scored { token, log_probs: log_probs(&raw, token, top)? });
+        }
         let progress = self.take(token, session);
         self.stats.generate_time += start.elapsed();
         Ok(progress)
+    }
+
+    /// How probable the last token was, if [`GenerateOptions::log_probs`] asked for it; once for each token.
+    pub fn take_scored(&mut self) -> Option<Scored> {
+        self.scored.take()
     }
 
     /// What there is so far: [`Finish::Cancelled`] unless a step has said [`Progress::Done`].
@@ -206,6 +237,8 @@ impl Answer {
         self.text.push_str(&stopped.text);
         self.end = if stopped.stop.is_some() {
             Some(Finish::Stop)
+        } else if self.constraint.as_ref().is_some_and(|constraint| constraint.is_over()) {
+            Some(Finish::EndOfTurn)
         } else if self.sequence.len() - self.prompt >= self.limit {
             Some(Finish::Length)
         } else if session.free() == 0 {
