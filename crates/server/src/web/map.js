@@ -76,7 +76,7 @@ function row(model) {
 function tell(made, model) {
   made.pin = model.pin;
   made.pinButton.textContent = model.pin === "none" ? "Pin" : "Unpin";
-  made.pinButton.setAttribute("aria-pressed", String(model.pin !== "none"));
+  made.pinButton.setAttribute("aria-label", `${made.pinButton.textContent} ${model.name}`);
   made.text.textContent = `${mb(model.resident)} of ${mb(made.bytes)}${model.sessions ? `, ${model.sessions} requests` : ""}`;
   made.holder.setAttribute("aria-label", `${model.name}: ${mb(model.resident)} of ${mb(made.bytes)} in memory`);
 }
