@@ -253,7 +253,13 @@ pub struct ServeArgs {
     #[arg(long, value_name = "PORT", default_value_t = nexaquant_server::PORT, help_heading = "Server")]
     pub port: u16,
     /// Ask for this key. Can be given several times: each is good.
-    #[arg(long, value_name = "KEY", env = "NEXAQUANT_API_KEY", hide_env_values = true, help_heading = "Server")]
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "NEXAQUANT_API_KEY",
+        hide_env_values = true,
+        help_heading = "Server"
+    )]
     pub api_key: Vec<String>,
     /// Read keys from FILE, one a line.
     #[arg(long, value_name = "FILE", help_heading = "Server")]

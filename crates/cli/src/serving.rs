@@ -32,7 +32,9 @@ pub fn serving(args: ServeArgs) -> Result<Serving, Failure> {
     let engine = options::engine(&args.engine);
     let memory = engine.budget.map(|budget| scenario::memory(&args.memory, budget, None));
     if memory.is_none() && !args.memory.pin.is_empty() {
-        return Err(Failure::input("--pin needs a --budget: without one every model stays where it lies in its file"));
+        return Err(Failure::input(
+            "--pin needs a --budget: without one every model stays where it lies in its file",
+        ));
     }
     let mut api_keys = args.api_key;
     if let Some(path) = &args.api_key_file {
@@ -77,7 +79,8 @@ fn with_file(path: &Path) -> Result<ServeArgs, Failure> {
 
 fn parse(words: Vec<String>, typed: Vec<String>) -> Result<ServeArgs, Failure> {
     // `config check --config FILE` means what `serve --config FILE` does.
-    let flags: Vec<String> = typed.into_iter().skip_while(|word| word != "serve" && word != "check").skip(1).collect();
+    let flags: Vec<String> =
+        typed.into_iter().skip_while(|word| word != "serve" && word != "check").skip(1).collect();
     // Models of the command line replace those of the file.
     let models = |words: &[String]| words.iter().take_while(|word| !word.starts_with("--")).count();
     let n = models(&words);
@@ -106,7 +109,8 @@ fn cli(words: Vec<String>) -> Result<ServeArgs, Failure> {
 fn words(path: &Path, text: &str) -> Result<Vec<String>, Failure> {
     let at = |what: String| Failure::Input(format!("{}: {what}", path.display()));
     let table: toml::Table = toml::from_str(text).map_err(|error| {
-        let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+        let line =
+            error.span().map_or(0, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
         at(format!("line {line}: {}", error.message()))
     })?;
     let command = Cli::command();

@@ -47,7 +47,8 @@ impl Serving {
     }
 
     fn get(&self, path: &str) -> String {
-        let mut socket = self.open(&format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"));
+        let mut socket =
+            self.open(&format!("GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"));
         let mut text = String::new();
         socket.read_to_string(&mut text).unwrap();
         text
@@ -58,7 +59,8 @@ impl Serving {
         let body = "{\"model\":\"alpha\",\"messages\":[{\"role\":\"user\",\"content\":\"A story.\"}],\"stream\":true,\
                     \"ignore_eos\":true,\"max_tokens\":400}";
         let n = body.len();
-        let head = format!("POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {n}\r\n\r\n");
+        let head =
+            format!("POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {n}\r\n\r\n");
         let mut socket = self.open(&format!("{head}{body}"));
         let mut some = [0; 64];
         assert!(socket.read(&mut some).unwrap() > 0);
@@ -93,7 +95,8 @@ fn a_signal_lets_answers_end() {
     let mut log = String::new();
     server.said.read_to_string(&mut log).unwrap();
     for line in log.lines() {
-        let line: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+        let line: serde_json::Value =
+            serde_json::from_str(line).unwrap_or_else(|error| panic!("{line}: {error}"));
         assert!(line["level"].is_string() && line["message"].is_string());
     }
     assert!(!log.contains("A story"), "what is said is not logged");
@@ -129,10 +132,16 @@ fn a_configuration_is_checked() {
     check("models = [\"alpha\"]\nbudget = \"8MB\"\nport = 9999\n")
         .success()
         .stdout("alpha would be served at 127.0.0.1:9999\n");
-    check("models = [\"alpha\"]\nbuget = \"8MB\"").code(2).stderr(predicate::str::contains("buget is no setting"));
+    check("models = [\"alpha\"]\nbuget = \"8MB\"")
+        .code(2)
+        .stderr(predicate::str::contains("buget is no setting"));
     check("models = [\"alpha\"]\nport = 99999").code(2).stderr(predicate::str::contains("99999"));
     check("models = [\"none.gguf\"]").code(2).stderr(predicate::str::contains("none.gguf"));
     let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = busy.local_addr().unwrap().port().to_string();
-    nexaquant().args(["serve", "alpha", "--port", &port]).assert().code(2).stderr(predicate::str::contains("cannot serve at"));
+    nexaquant()
+        .args(["serve", "alpha", "--port", &port])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("cannot serve at"));
 }

@@ -169,7 +169,8 @@ impl<S: Store> Pool<S> {
             self.wait_for_any();
         }
         let before = self.held;
-        let going: Vec<u32> = self.table.model(model).map_or_else(Vec::new, |m| m.evictable(0..units).collect());
+        let going: Vec<u32> =
+            self.table.model(model).map_or_else(Vec::new, |m| m.evictable(0..units).collect());
         for index in going {
             self.evict(Cut { unit: unit(index), keep: Bytes::ZERO });
         }

@@ -83,13 +83,14 @@ impl Answer {
                     };
                     let (request, place, mut meter) = *waiting;
                     let (say, said) = unbounded_channel();
-                    let app = self.app.clone();
-                    // Place and turn are free when the engine is done with it, however slowly the client reads.
+                    // Place and turn are free when the engine is done with it, however slowly the client reads. Not the
+                    // app: if this were the last to hold it, the engine would end on its own thread.
                     let held = (place, turn);
                     let listener = move |event: Event| {
-                        let _ = &held;
+                        // Both are used, so both are held.
+                        let (place, _turn) = &held;
                         if meter.hear(&event) {
-                            app.queue.took(meter.since_arrival());
+                            place.took(meter.since_arrival());
                         }
                         let _ = say.send(event);
                     };

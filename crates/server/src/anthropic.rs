@@ -8,8 +8,8 @@ use crate::error::{ApiError, ErrorKind};
 use crate::messages::Content;
 use crate::prompt;
 use crate::sampling::{Sampling, Texts};
-use axum::extract::State;
 use axum::extract::FromRequest;
+use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream::{self, StreamExt};
@@ -98,10 +98,10 @@ async fn answer(app: &App, bytes: &[u8]) -> Result<Response, ApiError> {
     };
     if sampling.streams() {
         let keep_alive = KeepAlive::new().interval(app.options.keep_alive);
-        return Ok(Sse::new(frames(head, answer)).keep_alive(keep_alive).into_response());
+        return Ok(Sse::new(frames(&head, answer)).keep_alive(keep_alive).into_response());
     }
     let (outcome, _) = answer.whole().await?;
-    let mut message = head.message(json!([{ "type": "text", "text": outcome.generation.text }]));
+    let mut message = head.message(&json!([{ "type": "text", "text": outcome.generation.text }]));
     message["stop_reason"] = json!(stop_reason(&outcome));
     message["usage"] = usage(&outcome);
     Ok(axum::Json(message).into_response())
@@ -114,7 +114,7 @@ struct Head {
 }
 
 impl Head {
-    fn message(&self, content: Value) -> Value {
+    fn message(&self, content: &Value) -> Value {
         json!({
             "id": self.id, "type": "message", "role": "assistant", "model": self.model, "content": content,
             "stop_reason": null, "stop_sequence": null,
@@ -144,9 +144,9 @@ fn event(value: &Value) -> Event {
     Event::default().event(value["type"].as_str().unwrap_or_default()).data(value.to_string())
 }
 
-fn frames(head: Head, answer: Answer) -> impl stream::Stream<Item = Result<Event, Infallible>> {
+fn frames(head: &Head, answer: Answer) -> impl stream::Stream<Item = Result<Event, Infallible>> + use<> {
     let first = [
-        json!({ "type": "message_start", "message": head.message(json!([])) }),
+        json!({ "type": "message_start", "message": head.message(&json!([])) }),
         json!({ "type": "content_block_start", "index": 0, "content_block": { "type": "text", "text": "" } }),
         json!({ "type": "ping" }),
     ];

@@ -29,9 +29,10 @@ impl FromRequest<App> for Raw {
             return Err(too_large());
         }
         let read = tokio::time::timeout(PATIENCE, axum::body::to_bytes(request.into_body(), limit)).await;
-        let late = || ApiError::new(ErrorKind::SlowBody, format!("the body did not come within {PATIENCE:?}"));
+        let late =
+            || ApiError::new(ErrorKind::SlowBody, format!("the body did not come within {PATIENCE:?}"));
         let bytes = read.map_err(|_| late())?.map_err(|error| {
-            let long = error.source().is_some_and(|source| source.is::<LengthLimitError>());
+            let long = error.source().is_some_and(<dyn Error>::is::<LengthLimitError>);
             if long { too_large() } else { ApiError::new(ErrorKind::BadRequest, "the body broke off") }
         })?;
         Ok(Self(bytes))

@@ -70,7 +70,8 @@ pub fn wanted(
                 Some(schema.ok_or_else(missing)?)
             }
             other => {
-                let message = format!("{other:?} is no response format; there are text, json_object and json_schema");
+                let message =
+                    format!("{other:?} is no response format; there are text, json_object and json_schema");
                 return Err(ApiError::field("response_format.type", message));
             }
         },
@@ -78,9 +79,10 @@ pub fn wanted(
     let all = [schema.map(Wanted::Schema), grammar.map(Wanted::Lark), regex.map(Wanted::Regex)];
     let mut all = all.into_iter().flatten();
     match (all.next(), all.next()) {
-        (_, Some(second)) => {
-            Err(ApiError::field(second.field(), "an answer can follow one of response_format, grammar and regex"))
-        }
+        (_, Some(second)) => Err(ApiError::field(
+            second.field(),
+            "an answer can follow one of response_format, grammar and regex",
+        )),
         (one, None) => Ok(one),
     }
 }
@@ -91,7 +93,10 @@ pub async fn constraint(known: &Known, wanted: Wanted) -> Result<Box<dyn Constra
     let work = move || {
         let field = wanted.field();
         let bad = |error: String| {
-            ApiError::field(field, format!("{field} cannot be followed: {}", error.lines().next().unwrap_or_default()))
+            ApiError::field(
+                field,
+                format!("{field} cannot be followed: {}", error.lines().next().unwrap_or_default()),
+            )
         };
         let grammar = match wanted {
             Wanted::Schema(schema) => TopLevelGrammar::from_json_schema(compact(schema)),

@@ -61,7 +61,7 @@ impl ErrorKind {
             Self::Draining => 503,
             Self::Timeout => 504,
             Self::SlowBody => 408,
-            Self::NoRoom => 507,
+            Self::NoRoom => 422,
             Self::Internal => 500,
         }
     }
@@ -72,7 +72,7 @@ impl ErrorKind {
             Self::Unauthorized => "authentication_error",
             Self::Forbidden => "permission_error",
             Self::QueueFull => "rate_limit_error",
-            Self::Draining | Self::Timeout | Self::NoRoom | Self::Internal => "server_error",
+            Self::Draining | Self::Timeout | Self::Internal => "server_error",
             _ => "invalid_request_error",
         }
     }
@@ -142,8 +142,7 @@ impl ApiError {
             tracing::error!(message = self.message, "internal error");
         }
         let status = StatusCode::from_u16(self.kind.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response =
-            (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
+        let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body).into_response();
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

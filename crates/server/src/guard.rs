@@ -38,7 +38,10 @@ fn key(keys: &[String], headers: &HeaderMap) -> Result<(), ApiError> {
     });
     let given = bearer.or_else(|| headers.get("x-api-key").and_then(|value| value.to_str().ok()));
     let Some(given) = given else {
-        return Err(ApiError::new(ErrorKind::Unauthorized, "an API key is needed: Authorization: Bearer KEY"));
+        return Err(ApiError::new(
+            ErrorKind::Unauthorized,
+            "an API key is needed: Authorization: Bearer KEY",
+        ));
     };
     // All keys are looked at, whichever fits.
     let fits = keys.iter().fold(0, |fits, key| fits | key.as_bytes().ct_eq(given.as_bytes()).unwrap_u8());

@@ -17,8 +17,8 @@
 
 #![forbid(unsafe_code)]
 
-mod anthropic;
 mod answer;
+mod anthropic;
 mod app;
 mod ask;
 mod body;

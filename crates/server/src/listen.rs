@@ -27,7 +27,12 @@ const HEAD: usize = 64 << 10;
 
 /// Serves until the server is stopped: no new connections from [`Phase::Draining`] on, none at all from
 /// [`Phase::Stopped`] on.
-pub async fn listen(app: App, listener: TcpListener, router: Router, tls: Option<TlsAcceptor>) -> io::Result<()> {
+pub async fn listen(
+    app: App,
+    listener: TcpListener,
+    router: Router,
+    tls: Option<TlsAcceptor>,
+) -> io::Result<()> {
     let room = Arc::new(Semaphore::new(app.options.connections.clamp(1, Semaphore::MAX_PERMITS)));
     let all = room.available_permits() as u32;
     loop {

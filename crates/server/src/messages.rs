@@ -64,7 +64,10 @@ impl Content {
             ("text" | "input_text" | "output_text", Some(text)) => Ok(text),
             (kind, _) => {
                 let field = format!("{field}[{i}]");
-                Err(ApiError::field(&field, format!("{field}: a part of type {kind:?}; these models read text only")))
+                Err(ApiError::field(
+                    &field,
+                    format!("{field}: a part of type {kind:?}; these models read text only"),
+                ))
             }
         });
         Ok(texts.collect::<Result<Vec<_>, _>>()?.join("\n"))

@@ -127,12 +127,10 @@ impl Meter {
         match event {
             Event::Begun => self.of.queued.observe(now - self.arrived),
             Event::Prompt { .. } | Event::Scored(_) => {}
-            Event::Text(_) => {
-                match self.last.replace(now) {
-                    None => self.of.first_token.observe(now - self.arrived),
-                    Some(last) => self.of.inter_token.observe(now - last),
-                }
-            }
+            Event::Text(_) => match self.last.replace(now) {
+                None => self.of.first_token.observe(now - self.arrived),
+                Some(last) => self.of.inter_token.observe(now - last),
+            },
             Event::Done(outcome) => {
                 let stats = &outcome.generation.stats;
                 let add = |counter: &AtomicU64, n: usize| counter.fetch_add(n as u64, Relaxed);

@@ -52,7 +52,8 @@ pub async fn tags(State(app): State<App>) -> Json<Value> {
 /// Models with weights in memory.
 pub async fn ps(State(app): State<App>) -> Json<Value> {
     let looked = app.clone();
-    let status = tokio::task::spawn_blocking(move || looked.engine.memory().map(nexaquant_engine::m3::Memory::status));
+    let status =
+        tokio::task::spawn_blocking(move || looked.engine.memory().map(nexaquant_engine::m3::Memory::status));
     let status = status.await.ok().flatten().unwrap_or_default();
     let models = app.models();
     let there = status.iter().flat_map(|model| {

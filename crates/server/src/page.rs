@@ -43,7 +43,9 @@ pub async fn index() -> Response {
 /// Its files.
 pub async fn file(Path(name): Path<String>) -> Result<Response, ApiError> {
     let found = FILES.iter().find(|(known, _, _)| *known == name);
-    found.map(|&(_, kind, body)| asset(kind, body)).ok_or_else(|| ApiError::new(ErrorKind::NotFound, "no such file"))
+    found
+        .map(|&(_, kind, body)| asset(kind, body))
+        .ok_or_else(|| ApiError::new(ErrorKind::NotFound, "no such file"))
 }
 
 /// The document.

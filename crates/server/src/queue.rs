@@ -1,8 +1,8 @@
 //! Who may compute and who has to wait, in the order in which they came; beyond that nobody is let in.
 
 use crate::error::{ApiError, ErrorKind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::*};
 use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -13,13 +13,14 @@ pub struct Queue {
     parallel: usize,
     most: usize,
     /// How long requests took lately, in microseconds.
-    usual: AtomicU64,
+    usual: Arc<AtomicU64>,
 }
 
 /// A place in the queue, or among those that compute.
 pub struct Place {
     turns: Arc<Semaphore>,
     inside: Arc<AtomicUsize>,
+    usual: Arc<AtomicU64>,
 }
 
 impl Drop for Place {
@@ -34,6 +35,14 @@ impl Place {
         // The semaphore is never closed.
         Arc::clone(&self.turns).acquire_owned().await.ok()
     }
+
+    /// Takes note of what a request took.
+    pub fn took(&self, time: Duration) {
+        let time = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        // An eighth of what is new; two at once may lose one, which does no harm.
+        let usual = self.usual.load(Relaxed);
+        self.usual.store(usual - usual / 8 + time / 8, Relaxed);
+    }
 }
 
 impl Queue {
@@ -41,7 +50,7 @@ impl Queue {
     pub fn new(parallel: usize, waiting: usize) -> Self {
         let parallel = parallel.clamp(1, Semaphore::MAX_PERMITS);
         let (turns, most) = (Arc::new(Semaphore::new(parallel)), parallel.saturating_add(waiting));
-        Self { turns, inside: Arc::default(), parallel, most, usual: AtomicU64::new(1_000_000) }
+        Self { turns, inside: Arc::default(), parallel, most, usual: Arc::new(AtomicU64::new(1_000_000)) }
     }
 
     /// Places for the `n` answers of a request, all or none.
@@ -56,7 +65,11 @@ impl Queue {
             let message = format!("{inside} requests are waiting or running; try again in {seconds} s");
             ApiError { retry_after: Some(seconds), ..ApiError::new(ErrorKind::QueueFull, message) }
         })?;
-        let place = || Place { turns: Arc::clone(&self.turns), inside: Arc::clone(&self.inside) };
+        let place = || Place {
+            turns: Arc::clone(&self.turns),
+            inside: Arc::clone(&self.inside),
+            usual: Arc::clone(&self.usual),
+        };
         Ok((0..n).map(|_| place()).collect())
     }
 
@@ -73,14 +86,6 @@ impl Queue {
     /// Requests that compute.
     pub fn running(&self) -> usize {
         self.parallel - self.turns.available_permits()
-    }
-
-    /// Takes note of what a request took.
-    pub fn took(&self, time: Duration) {
-        let time = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        // An eighth of what is new; two at once may lose one, which does no harm.
-        let usual = self.usual.load(Relaxed);
-        self.usual.store(usual - usual / 8 + time / 8, Relaxed);
     }
 }
 

@@ -23,6 +23,7 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("get", "/v1/models/{id}"),
     ("post", "/v1/chat/completions"),
     ("post", "/v1/completions"),
+    ("post", "/v1/embeddings"),
     ("post", "/v1/messages"),
     ("post", "/tokenize"),
     ("post", "/detokenize"),
@@ -58,6 +59,7 @@ pub fn router(app: &App) -> Router {
         .route("/v1/models/{id}", get(openai::models::get))
         .route("/v1/chat/completions", post(openai::chat::create))
         .route("/v1/completions", post(openai::completions::create))
+        .route("/v1/embeddings", post(openai::embeddings::create))
         .route("/v1/messages", post(anthropic::create))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
@@ -77,8 +79,12 @@ pub fn router(app: &App) -> Router {
         .route("/api/ps", get(ollama::ps))
         .route("/api/chat", post(ollama::chat))
         .route("/api/generate", post(ollama::generate))
-        .fallback(async || ApiError::new(ErrorKind::NotFound, "there is nothing here; /openapi.json lists what there is"))
-        .method_not_allowed_fallback(async || ApiError::new(ErrorKind::Method, "this route has another method"))
+        .fallback(async || {
+            ApiError::new(ErrorKind::NotFound, "there is nothing here; /openapi.json lists what there is")
+        })
+        .method_not_allowed_fallback(async || {
+            ApiError::new(ErrorKind::Method, "this route has another method")
+        })
         .layer(axum::middleware::from_fn_with_state(app.clone(), guard::guard))
         .layer(axum::middleware::from_fn(log))
         .layer(CatchPanicLayer::custom(panicked))
@@ -116,5 +122,6 @@ async fn log(request: axum::extract::Request, next: axum::middleware::Next) -> R
 fn panicked(panic: Box<dyn Any + Send>) -> Response {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("unknown panic");
-    ApiError::new(ErrorKind::Internal, format!("a fault in this program: {text}; please report it")).into_response()
+    ApiError::new(ErrorKind::Internal, format!("a fault in this program: {text}; please report it"))
+        .into_response()
 }

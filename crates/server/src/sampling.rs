@@ -84,12 +84,7 @@ impl Sampling {
     }
 
     /// What the engine is told. `stops`: further texts that end the answer.
-    pub fn options(
-        &self,
-        app: &App,
-        model: &Model,
-        stops: Vec<String>,
-    ) -> Result<GenerateOptions, ApiError> {
+    pub fn options(&self, app: &App, model: &Model, stops: Vec<String>) -> Result<GenerateOptions, ApiError> {
         let defaults = &app.options.sampling;
         let temperature = self.temperature.unwrap_or(defaults.temperature);
         // Greedy is the model's own first choice unless a penalty is asked for.
@@ -138,7 +133,10 @@ impl Sampling {
             // As llama.cpp has it: without a bound.
             None | Some(-1) => Ok(None),
             Some(n) => usize::try_from(n).map(Some).map_err(|_| {
-                ApiError::field(name, format!("{name} is {n}; a number from 0 on is possible, or -1 for no bound"))
+                ApiError::field(
+                    name,
+                    format!("{name} is {n}; a number from 0 on is possible, or -1 for no bound"),
+                )
             }),
         }
     }
@@ -146,6 +144,8 @@ impl Sampling {
     fn seed(&self) -> Result<Option<u64>, ApiError> {
         let Some(seed) = &self.seed else { return Ok(None) };
         let seed_as = seed.as_u64().or_else(|| seed.as_i64().map(i64::cast_unsigned));
-        seed_as.map(Some).ok_or_else(|| ApiError::field("seed", format!("seed is {seed}; it must be a whole number")))
+        seed_as
+            .map(Some)
+            .ok_or_else(|| ApiError::field("seed", format!("seed is {seed}; it must be a whole number")))
     }
 }

@@ -28,18 +28,14 @@ pub struct Tokens {
 
 /// The model asked for, or the only one.
 fn model(app: &App, name: Option<String>) -> Result<nexaquant_engine::Model, ApiError> {
-    let name = match name {
-        Some(name) => name,
-        None => {
-            let models = app.models();
-            let mut names = models.into_keys();
-            match (names.next(), names.next()) {
-                (Some(name), None) => name,
-                _ => return Err(ApiError::field("model", "there are several models; name one")),
-            }
-        }
-    };
-    Ok(app.model(&name)?.model)
+    if let Some(name) = name {
+        return Ok(app.model(&name)?.model);
+    }
+    let mut known = app.models().into_values();
+    match (known.next(), known.next()) {
+        (Some(known), None) => Ok(known.model),
+        _ => Err(ApiError::field("model", "there are several models; name one")),
+    }
 }
 
 /// Token ids of a text.

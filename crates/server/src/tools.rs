@@ -72,7 +72,10 @@ const CLOSE: &str = "</tool_call>";
 pub fn offered(tools: &[Tool], choice: &Choice) -> Result<Vec<Tool>, ApiError> {
     if let Some(i) = tools.iter().position(|tool| tool.r#type != "function") {
         let field = format!("tools[{i}].type");
-        return Err(ApiError::field(&field, format!("{field} is {:?}; only function is known", tools[i].r#type)));
+        return Err(ApiError::field(
+            &field,
+            format!("{field} is {:?}; only function is known", tools[i].r#type),
+        ));
     }
     match choice {
         Choice::Word(Word::None) => Ok(Vec::new()),
@@ -97,13 +100,14 @@ pub fn introduce(messages: &mut Vec<Message>, tools: &[Tool], choice: &Choice) {
     if tools.is_empty() {
         return;
     }
-    let list: String = tools.iter().map(|tool| format!("\n{}", json!(tool))).collect();
+    let list: Vec<String> = tools.iter().map(|tool| json!(tool).to_string()).collect();
+    let list = list.join("\n");
     let how = if forced(tools, choice).is_some() {
         "Answer with one call, a JSON object with name and arguments."
     } else {
         "To call one, write a JSON object with name and arguments between <tool_call> and </tool_call>."
     };
-    let text = format!("You may call these functions:\n<tools>{list}\n</tools>\n{how}");
+    let text = format!("You may call these functions:\n<tools>\n{list}\n</tools>\n{how}");
     match messages.first_mut().filter(|message| message.role == Role::System) {
         Some(system) => system.content = format!("{}\n\n{text}", system.content),
         None => messages.insert(0, Message::new(Role::System, text)),
@@ -230,8 +234,11 @@ mod tests {
         ] {
             let parsed = Parsed::of(text);
             assert_eq!(parsed.content.as_deref(), content, "{text}");
-            let found: Vec<_> =
-                parsed.calls.iter().map(|c| (c.function.name.as_str(), c.function.arguments.as_str())).collect();
+            let found: Vec<_> = parsed
+                .calls
+                .iter()
+                .map(|c| (c.function.name.as_str(), c.function.arguments.as_str()))
+                .collect();
             assert_eq!(found, calls, "{text}");
         }
     }

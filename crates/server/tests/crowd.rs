@@ -43,10 +43,9 @@ async fn thirty_two_clients_share_a_budget_of_one_and_a_half_models() {
     for client in clients.collect::<Vec<_>>() {
         client.await.unwrap();
     }
-    until("everything is given back", || server.held() == 0).await;
+    until("everything is given back", || server.held() == 0 && server.app.queue.inside() == 0).await;
     let books = server.app.engine.memory().unwrap().books();
     assert!(books.high_water.0 <= BUDGET && books.budget.0 == BUDGET);
-    assert_eq!(server.app.queue.inside(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,7 +65,10 @@ async fn a_client_that_leaves_frees_what_it_held() {
     until("the waiting one is gone", || server.held() == 0 && server.app.queue.inside() == 0).await;
     assert!(start.elapsed() < Duration::from_secs(5));
     let metrics = server.get("/metrics").send().await.unwrap().text().await.unwrap();
-    assert!(metrics.contains("nexaquant_requests_total{model_name=\"gamma\",finished_reason=\"abort\"} 2"), "{metrics}");
+    assert!(
+        metrics.contains("nexaquant_requests_total{model_name=\"gamma\",finished_reason=\"abort\"} 2"),
+        "{metrics}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,7 +102,10 @@ async fn a_server_that_drains_ends_what_it_began() {
         text.push_str(&String::from_utf8_lossy(&chunk));
     }
     assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
-    until("no new connection is taken", || std::net::TcpStream::connect(server.url.trim_start_matches("http://")).is_err()).await;
+    until("no new connection is taken", || {
+        std::net::TcpStream::connect(server.url.trim_start_matches("http://")).is_err()
+    })
+    .await;
     drop(idle);
 }
 
@@ -133,7 +138,9 @@ async fn raw(url: &str, bytes: &[u8]) -> String {
 async fn hostile_bytes_are_refused() {
     let server = start(&["alpha"], Some(8_000_000), options()).await;
     let head = |length: usize| {
-        format!("POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n")
+        format!(
+            "POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n"
+        )
     };
     let status = |answer: &str| answer.split(' ').nth(1).unwrap_or_default().to_owned();
     // 100 MB announced, and 100 MB in chunks that nobody announced.
@@ -150,17 +157,22 @@ async fn hostile_bytes_are_refused() {
     for body in [
         "[".repeat(200_000),
         format!("{{\"model\":{}1{}}}", "[".repeat(100_000), "]".repeat(100_000)),
-        format!("{{\"model\":\"alpha\",\"messages\":[{}", "{\"role\":\"user\",\"content\":\"x\"},".repeat(50_000)),
+        format!(
+            "{{\"model\":\"alpha\",\"messages\":[{}",
+            "{\"role\":\"user\",\"content\":\"x\"},".repeat(50_000)
+        ),
         "\u{0}\u{1}\u{2}".to_owned(),
         "{\"model\":\"alpha\",\"model\":\"beta\"}".to_owned(),
         "null".to_owned(),
         String::new(),
     ] {
-        let answer = raw(&server.url, [head(body.len()).as_bytes(), body.as_bytes()].concat().as_slice()).await;
+        let answer =
+            raw(&server.url, [head(body.len()).as_bytes(), body.as_bytes()].concat().as_slice()).await;
         assert_eq!(status(&answer), "400", "{body:.40}: {answer}");
     }
-    let flood: String = (0..20_000).map(|i| format!("x-{i}: y\r\n")).collect();
-    let answer = raw(&server.url, format!("GET /health HTTP/1.1\r\nhost: localhost\r\n{flood}\r\n").as_bytes()).await;
+    let flood = "x-flood: y\r\n".repeat(20_000);
+    let answer =
+        raw(&server.url, format!("GET /health HTTP/1.1\r\nhost: localhost\r\n{flood}\r\n").as_bytes()).await;
     assert!(answer.is_empty() || status(&answer) == "431", "{answer}");
     assert_eq!(status(&raw(&server.url, b"\x16\x03\x01nonsense\r\n\r\n").await), "400");
     // Half a request holds a connection and nobody else.
@@ -168,7 +180,8 @@ async fn hostile_bytes_are_refused() {
     half.write_all(head(50).as_bytes()).await.unwrap();
     server.ok(CHAT, &ask("alpha", "Hi.", 2)).await;
     // Grammars that explode.
-    for (key, value) in [("regex", "(a{1,1000}){1,1000}b{1,1000}"), ("grammar", "start: start start | \"a\"")] {
+    for (key, value) in [("regex", "(a{1,1000}){1,1000}b{1,1000}"), ("grammar", "start: start start | \"a\"")]
+    {
         let mut body = ask("alpha", "Hi.", 4);
         body[key] = json!(value);
         let response = server.post(CHAT, &body).send().await.unwrap();
@@ -180,14 +193,17 @@ async fn hostile_bytes_are_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_hosts_and_origins_are_checked() {
-    let open = start(&["alpha"], None, Options { cors: vec!["https://friend.example".into()], ..options() }).await;
+    let open =
+        start(&["alpha"], None, Options { cors: vec!["https://friend.example".into()], ..options() }).await;
     let status = async |request: reqwest::RequestBuilder| request.send().await.unwrap().status().as_u16();
     assert_eq!(status(open.get("/v1/models").header("origin", "https://evil.example")).await, 403);
     assert_eq!(status(open.get("/v1/models").header("host", "evil.example")).await, 403);
     assert_eq!(status(open.get("/v1/models").header("host", "localhost:1")).await, 200);
     let friend = open.get("/v1/models").header("origin", "https://friend.example").send().await.unwrap();
     assert_eq!(friend.headers()["access-control-allow-origin"], "https://friend.example");
-    let locked = start(&["alpha"], None, Options { api_keys: vec!["s3cret".into(), "other".into()], ..options() }).await;
+    let locked =
+        start(&["alpha"], None, Options { api_keys: vec!["s3cret".into(), "other".into()], ..options() })
+            .await;
     assert_eq!(status(locked.get("/v1/models")).await, 401);
     assert_eq!(status(locked.get("/v1/models").bearer_auth("s3cre")).await, 401);
     assert_eq!(status(locked.get("/metrics")).await, 401);

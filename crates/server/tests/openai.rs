@@ -33,7 +33,11 @@ async fn a_chat_is_answered_whole_and_streamed() {
     assert_eq!(frames.last().unwrap(), "[DONE]");
     let values: Vec<Value> =
         frames[..frames.len() - 1].iter().map(|frame| serde_json::from_str(frame).unwrap()).collect();
-    assert!(values.iter().all(|value| value["object"] == "chat.completion.chunk" && value["id"] == values[0]["id"]));
+    assert!(
+        values
+            .iter()
+            .all(|value| value["object"] == "chat.completion.chunk" && value["id"] == values[0]["id"])
+    );
     assert_eq!(values[0]["choices"][0]["delta"], json!({ "role": "assistant", "content": "" }));
     let (last, others) = values.split_last().unwrap();
     assert_eq!(last["choices"], json!([]));
@@ -76,7 +80,10 @@ async fn sampling_is_heard() {
     assert_eq!(stopped["choices"][0]["finish_reason"], "stop");
     assert!(!texts(&stopped)[0].contains(&word));
     let long = server.ok(CHAT, &with(json!({ "max_completion_tokens": 3 }))).await;
-    assert_eq!((&long["choices"][0]["finish_reason"], &long["usage"]["completion_tokens"]), (&json!("length"), &json!(3)));
+    assert_eq!(
+        (&long["choices"][0]["finish_reason"], &long["usage"]["completion_tokens"]),
+        (&json!("length"), &json!(3))
+    );
     // A bias forbids a token.
     let first = server.ok(CHAT, &with(json!({ "logprobs": true, "top_logprobs": 2, "max_tokens": 1 }))).await;
     let entry = &first["choices"][0]["logprobs"]["content"][0];
@@ -85,7 +92,9 @@ async fn sampling_is_heard() {
     assert_eq!(entry["top_logprobs"].as_array().unwrap().len(), 2);
     let ids = server.ok("/tokenize", &json!({ "content": entry["token"].as_str().unwrap().trim() })).await;
     let id = ids["tokens"][0].as_u64().unwrap().to_string();
-    let other = server.ok(CHAT, &with(json!({ "logit_bias": { id: -100 }, "logprobs": true, "max_tokens": 1 }))).await;
+    let other = server
+        .ok(CHAT, &with(json!({ "logit_bias": { id: -100 }, "logprobs": true, "max_tokens": 1 })))
+        .await;
     assert_ne!(other["choices"][0]["logprobs"]["content"][0]["token"], entry["token"]);
 }
 
@@ -147,7 +156,10 @@ async fn what_is_wrong_is_named() {
         (with("messages", json!([{ "role": "user" }])), 400, json!("messages[0].content")),
         (with("messages", json!([{ "role": "user", "content": 7 }])), 400, json!("messages[0].content")),
         (
-            with("messages", json!([{ "role": "user", "content": [{ "type": "image_url", "image_url": {} }] }])),
+            with(
+                "messages",
+                json!([{ "role": "user", "content": [{ "type": "image_url", "image_url": {} }] }]),
+            ),
             400,
             json!("messages[0].content[0]"),
         ),
@@ -167,11 +179,19 @@ async fn what_is_wrong_is_named() {
         (with("logit_bias", json!({ "x": 1 })), 400, json!("logit_bias")),
         (with("top_logprobs", json!(3)), 400, json!("top_logprobs")),
         (with("response_format", json!({ "type": "xml" })), 400, json!("response_format.type")),
-        (with("response_format", json!({ "type": "json_schema" })), 400, json!("response_format.json_schema.schema")),
+        (
+            with("response_format", json!({ "type": "json_schema" })),
+            400,
+            json!("response_format.json_schema.schema"),
+        ),
         (with("grammar", json!("start: (((")), 400, json!("grammar")),
         (with("regex", json!("[")), 400, json!("regex")),
         (with("tool_choice", json!("required")), 400, json!("tool_choice")),
-        (with("messages", json!([{ "role": "user", "content": "word ".repeat(2000) }])), 400, json!("messages")),
+        (
+            with("messages", json!([{ "role": "user", "content": "word ".repeat(2000) }])),
+            400,
+            json!("messages"),
+        ),
         (with("messages", json!([{ "role": "user", "content": "x".repeat(2 << 20) }])), 413, Value::Null),
     ] {
         let (found, error) = server.refused(CHAT, &body).await;
@@ -179,8 +199,16 @@ async fn what_is_wrong_is_named() {
         assert!(error["message"].as_str().is_some_and(|text| !text.is_empty()));
         assert!(error["type"].is_string());
     }
-    assert_eq!(server.refused(CHAT, &with("messages", json!([{ "role": "user", "content": "word ".repeat(2000) }]))).await.1["code"], "context_length_exceeded");
-    for path in ["/v1/nothing", "/v1/models/a/b", "/../etc/passwd", "/page/..%2f..%2fCargo.toml", "/page/none"] {
+    assert_eq!(
+        server
+            .refused(CHAT, &with("messages", json!([{ "role": "user", "content": "word ".repeat(2000) }])))
+            .await
+            .1["code"],
+        "context_length_exceeded"
+    );
+    for path in
+        ["/v1/nothing", "/v1/models/a/b", "/../etc/passwd", "/page/..%2f..%2fCargo.toml", "/page/none"]
+    {
         assert_eq!(server.get(path).send().await.unwrap().status(), 404, "{path}");
     }
     assert_eq!(server.get(CHAT).send().await.unwrap().status(), 405);
@@ -204,7 +232,10 @@ async fn an_answer_follows_what_it_must() {
     let mut body = ask("alpha", "Yes or no?", 20);
     body["regex"] = json!("(yes|no), (very|not) sure");
     let text = server.ok(CHAT, &body).await["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
-    assert!(["yes, very sure", "yes, not sure", "no, very sure", "no, not sure"].contains(&text.as_str()), "{text}");
+    assert!(
+        ["yes, very sure", "yes, not sure", "no, very sure", "no, not sure"].contains(&text.as_str()),
+        "{text}"
+    );
     let mut body = ask("alpha", "A number?", 20);
     body["grammar"] = json!("start: \"#\" /[0-9]{3}/");
     let text = server.ok(CHAT, &body).await["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
@@ -227,7 +258,9 @@ async fn an_answer_follows_what_it_must() {
     let frames = frames(server.post(CHAT, &body).send().await.unwrap()).await;
     let calls: Vec<Value> = frames[..frames.len() - 1]
         .iter()
-        .map(|frame| serde_json::from_str::<Value>(frame).unwrap()["choices"][0]["delta"]["tool_calls"].take())
+        .map(|frame| {
+            serde_json::from_str::<Value>(frame).unwrap()["choices"][0]["delta"]["tool_calls"].take()
+        })
         .filter_map(|calls| calls.get(0).cloned())
         .collect();
     assert_eq!(calls.len(), 1);
@@ -236,7 +269,9 @@ async fn an_answer_follows_what_it_must() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_has_a_deadline() {
-    let server = start(&["gamma"], Some(16_000_000), Options { timeout: Duration::from_millis(60), ..options() }).await;
+    let server =
+        start(&["gamma"], Some(16_000_000), Options { timeout: Duration::from_millis(60), ..options() })
+            .await;
     let mut body = ask("gamma", "Tell me a long story.", 480);
     body["ignore_eos"] = json!(true);
     let (status, error) = server.refused(CHAT, &body).await;

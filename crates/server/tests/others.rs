@@ -29,7 +29,10 @@ async fn who_is_in_memory_is_seen_and_changed() {
     server.ok(CHAT, &ask("alpha", "Hi.", 4)).await;
     let used = map(&server).await;
     let units = of(&used, "alpha")["units"].as_array().unwrap();
-    assert!(units.iter().all(|unit| unit["state"] == "resident" && unit["last_use_ms"].is_number()), "{used}");
+    assert!(
+        units.iter().all(|unit| unit["state"] == "resident" && unit["last_use_ms"].is_number()),
+        "{used}"
+    );
     assert!(used["ledger"]["used"].as_u64() <= used["ledger"]["high_water"].as_u64());
     assert_eq!(used["switches"][0]["to"], "alpha");
     // Pinned, it stays while another one comes.
@@ -37,10 +40,13 @@ async fn who_is_in_memory_is_seen_and_changed() {
     assert_eq!(of(&pinned, "alpha")["pin"], "all");
     server.ok(CHAT, &ask("beta", "Hi.", 4)).await;
     let both = map(&server).await;
-    assert!(of(&both, "alpha")["units"].as_array().unwrap().iter().all(|unit| unit["state"] == "pinned"), "{both}");
+    assert!(
+        of(&both, "alpha")["units"].as_array().unwrap().iter().all(|unit| unit["state"] == "pinned"),
+        "{both}"
+    );
     // A budget that the pin does not leave room in is refused with numbers; another one is taken.
     let (status, error) = server.refused("/v1/m3/budget", &json!({ "budget": 4_000_000 })).await;
-    assert_eq!((status, &error["code"]), (507, &json!("over_budget")), "{error}");
+    assert_eq!((status, &error["code"]), (422, &json!("over_budget")), "{error}");
     let less = server.ok("/v1/m3/budget", &json!({ "budget": 8_000_000 })).await;
     assert_eq!(less["ledger"]["budget"], 8_000_000);
     assert!(less["ledger"]["used"].as_u64().unwrap() <= 8_000_000);
@@ -72,7 +78,8 @@ async fn the_map_is_told_as_it_changes() {
     server.ok(CHAT, &ask("alpha", "Hi.", 8)).await;
     server.ok(CHAT, &ask("beta", "Hi.", 8)).await;
     while !(text.contains("\"what\":\"in\"") && text.contains("\"to\":\"beta\"")) {
-        let chunk = tokio::time::timeout(Duration::from_secs(20), stream.chunk()).await.unwrap().unwrap().unwrap();
+        let chunk =
+            tokio::time::timeout(Duration::from_secs(20), stream.chunk()).await.unwrap().unwrap().unwrap();
         text.push_str(&String::from_utf8_lossy(&chunk));
     }
     assert!(text.contains("event: change\ndata: {"));
@@ -137,7 +144,10 @@ async fn metrics_count() {
     for line in text.lines() {
         match line.strip_prefix("# TYPE ") {
             Some(family) => assert!(families.insert(family.to_owned()), "{family}"),
-            None => assert!(line.starts_with("# HELP ") || line.rsplit(' ').next().unwrap().parse::<f64>().is_ok(), "{line}"),
+            None => assert!(
+                line.starts_with("# HELP ") || line.rsplit(' ').next().unwrap().parse::<f64>().is_ok(),
+                "{line}"
+            ),
         }
     }
 }
@@ -185,7 +195,8 @@ async fn clients_of_other_servers_are_answered() {
         .filter_map(|value| value["delta"]["text"].as_str().map(str::to_owned))
         .collect();
     assert_eq!(said, wanted);
-    let missing = server.post("/v1/messages", &json!({ "model": "alpha", "messages": [] })).send().await.unwrap();
+    let missing =
+        server.post("/v1/messages", &json!({ "model": "alpha", "messages": [] })).send().await.unwrap();
     assert_eq!(missing.status(), 400);
     assert_eq!(missing.json::<Value>().await.unwrap()["type"], "error");
 }
@@ -210,4 +221,37 @@ async fn every_route_that_is_listed_is_there() {
     let page = server.get("/").send().await.unwrap();
     assert!(page.headers()["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'"));
     assert!(page.text().await.unwrap().contains("<h1>NexaQuant</h1>"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn texts_become_vectors() {
+    let server = start(&["beta"], Some(12_000_000), options()).await;
+    let vectors = async |body: Value| -> Vec<Vec<f64>> {
+        let value = server.ok("/v1/embeddings", &body).await;
+        let list = value["data"].as_array().unwrap();
+        list.iter().map(|one| serde_json::from_value(one["embedding"].clone()).unwrap()).collect()
+    };
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    let texts = ["The fox ran into the dark forest.", "A fox ran through the forest.", "What is your name?"];
+    let all = vectors(json!({ "model": "beta", "input": texts })).await;
+    assert!(all.iter().all(|vector| (dot(vector, vector) - 1.0).abs() < 1e-5), "length 1");
+    assert!(dot(&all[0], &all[1]) > dot(&all[0], &all[2]), "what is alike is near");
+    let alone = vectors(json!({ "model": "beta", "input": texts[1] })).await;
+    assert_eq!(alone[0], all[1], "others beside it change nothing");
+    let last = vectors(json!({ "model": "beta", "input": texts[1], "pooling": "last" })).await;
+    assert_ne!(last[0], all[1]);
+    // However the prompt is cut into steps, and whatever the budget is.
+    let cut =
+        Options { session: nexaquant_engine::SessionOptions { batch: 3, ..options().session }, ..options() };
+    let small = start(&["beta"], Some(3_000_000), cut).await;
+    let value = small.ok("/v1/embeddings", &json!({ "model": "beta", "input": texts[1] })).await;
+    assert_eq!(serde_json::from_value::<Vec<f64>>(value["data"][0]["embedding"].clone()).unwrap(), all[1]);
+    for (body, param) in [
+        (json!({ "model": "beta", "input": "" }), "input"),
+        (json!({ "model": "beta", "input": [] }), "input"),
+        (json!({ "model": "beta", "input": "x", "dimensions": 3 }), "dimensions"),
+        (json!({ "model": "beta", "input": 5 }), "input"),
+    ] {
+        assert_eq!(server.refused("/v1/embeddings", &body).await.1["param"], param);
+    }
 }

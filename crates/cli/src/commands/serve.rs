@@ -38,7 +38,8 @@ fn run(serving: Serving) -> Result<(), Failure> {
     let Serving { models, engine: options, memory, turn, server } = serving;
     let memory = memory.map(Memory::new).transpose().map_err(Failure::input)?;
     let most_requests = server.parallel.saturating_add(server.queue);
-    let limits = Limits { turn_passes: turn.unwrap_or(TURN), max_wait: Duration::from_secs(10), least_passes: 4 };
+    let limits =
+        Limits { turn_passes: turn.unwrap_or(TURN), max_wait: Duration::from_secs(10), least_passes: 4 };
     let engine = Engine::start(EngineOptions { memory, pool: options.pool, limits, most_requests })
         .map_err(|error| engine::threads(&error))?;
     let listen = server.listen;
@@ -49,7 +50,10 @@ fn run(serving: Serving) -> Result<(), Failure> {
         add(&app, named, &options)?;
     }
     if exposed {
-        note("warning: ", &format!("anybody who reaches {listen} may use this server; --api-key asks for a key"));
+        note(
+            "warning: ",
+            &format!("anybody who reaches {listen} may use this server; --api-key asks for a key"),
+        );
     }
     let names: Vec<&str> = models.iter().map(|named| named.name.as_str()).collect();
     let scheme = if secure { "https" } else { "http" };

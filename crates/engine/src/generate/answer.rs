@@ -29,6 +29,7 @@ pub struct Answer {
     ignore_end: bool,
     sampler: Sampler,
     constraint: Option<Box<dyn Constraint>>,
+    pooled: Option<Pooled>,
     log_probs: Option<usize>,
     /// The last token, if its probability is wanted and nobody has asked yet.
     scored: Option<Scored>,
@@ -40,6 +41,51 @@ pub struct Answer {
     end: Option<Finish>,
     /// Whether a step has said so, which also gave out the text held back.
     told: bool,
+}
+
+/// How the hidden states of a prompt's tokens become one vector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// The last one's.
+    Last,
+}
+
+/// The vector in the making.
+#[derive(Debug)]
+struct Pooled {
+    how: Pooling,
+    /// Sum over the tokens so far, or the last one's.
+    sum: Vec<f64>,
+    /// How many tokens of the prompt are in it.
+    tokens: usize,
+}
+
+impl Pooled {
+    /// Takes the tokens `from..from + n` of the prompt, which the session has just computed. A session that lost its cache
+    /// starts over.
+    fn take(&mut self, session: &mut Session, from: usize, n: usize) {
+        if from == 0 {
+            (self.sum, self.tokens) = (Vec::new(), 0);
+        }
+        for row in 0..n {
+            let hidden = session.hidden(row);
+            if self.sum.is_empty() || self.how == Pooling::Last {
+                self.sum = hidden.into_iter().map(f64::from).collect();
+            } else {
+                self.sum.iter_mut().zip(hidden).for_each(|(sum, x)| *sum += f64::from(x));
+            }
+        }
+        self.tokens += n;
+    }
+
+    /// Of length 1.
+    fn vector(self) -> Vec<f32> {
+        let length = self.sum.iter().map(|x| x * x).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
+        self.sum.into_iter().map(|x| (x / length) as f32).collect()
+    }
 }
 
 /// A token and how probable it was under the model's own distribution, whatever sampling and constraints made of that.
@@ -98,6 +144,7 @@ impl Answer {
             ignore_end: options.ignore_end,
             sampler,
             constraint: options.constraint,
+            pooled: options.pooling.map(|how| Pooled { how, sum: Vec::new(), tokens: 0 }),
             log_probs: options.log_probs,
             scored: None,
             decoder: if options.continues_prompt {
@@ -172,6 +219,7 @@ impl Answer {
             finish: self.end.filter(|_| self.told).unwrap_or(Finish::Cancelled),
             stats: self.stats,
             seed: self.sampler.seed(),
+            embedding: self.pooled.filter(|pooled| pooled.tokens > 0).map(Pooled::vector),
         }
     }
 
@@ -208,12 +256,14 @@ impl Answer {
         self.computed = kept;
         let end = total.min(kept + session.batch());
         let chunk = &self.sequence[kept..end];
-        let logits = if end < total {
+        if end < total {
             session.extend(pool, chunk)?;
-            None
         } else {
-            Some(session.eval(pool, chunk)?)
-        };
+            session.eval(pool, chunk)?;
+        }
+        if let Some(pooled) = self.pooled.as_mut().filter(|_| total == self.prompt) {
+            pooled.take(session, kept, end - kept);
+        }
         self.computed = end;
         if total == self.prompt {
             if self.stats.prompt_tokens == 0 {
@@ -221,7 +271,7 @@ impl Answer {
             }
             self.stats.prompt_tokens += end - kept;
         }
-        Ok(logits)
+        Ok((end == total).then(|| session.logits(0)))
     }
 
     /// Makes a sampled token part of the answer.

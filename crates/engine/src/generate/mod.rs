@@ -6,7 +6,7 @@
 mod answer;
 mod stats;
 
-pub use answer::{Answer, Progress, Scored};
+pub use answer::{Answer, Pooling, Progress, Scored};
 pub use stats::Stats;
 
 use crate::sampler::{Constraint, SamplingError, SamplingParams};
@@ -29,6 +29,8 @@ pub struct GenerateOptions {
     pub continues_prompt: bool,
     /// Note of each token how probable it was, and so many of the most probable ones beside it.
     pub log_probs: Option<usize>,
+    /// Make one vector of the prompt, too. Most useful with no tokens to answer.
+    pub pooling: Option<Pooling>,
     /// What the answer must follow.
     pub constraint: Option<Box<dyn Constraint>>,
 }
@@ -74,6 +76,8 @@ pub struct Generation {
     pub stats: Stats,
     /// The seed that was used: the one asked for, or the one drawn.
     pub seed: u64,
+    /// The prompt as a vector, if that was asked for.
+    pub embedding: Option<Vec<f32>>,
 }
 
 /// Why an answer could not be finished.

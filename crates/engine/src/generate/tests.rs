@@ -68,7 +68,7 @@ fn straight(
             let _ = deliver(&stops.finish(), &mut text);
         }
     }
-    Generation { tokens, text, finish, stats, seed: sampler.seed() }
+    Generation { tokens, text, finish, stats, seed: sampler.seed(), embedding: None }
 }
 
 /// A model, and what these tests do with it.

@@ -120,7 +120,8 @@ impl Scheduler {
                 let _ = reply.send(done);
             }
             Command::Unload(name, reply) => {
-                let done = self.memory().ok_or(MemoryError::Unbounded).and_then(|memory| memory.unload(&name));
+                let done =
+                    self.memory().ok_or(MemoryError::Unbounded).and_then(|memory| memory.unload(&name));
                 let _ = reply.send(done);
             }
         }

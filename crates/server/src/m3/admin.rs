@@ -5,8 +5,8 @@ use crate::app::App;
 use crate::body::{Json, Raw, parse};
 use crate::error::{ApiError, ErrorKind};
 use axum::extract::{FromRequest, Path, Request, State};
-use nexaquant_engine::m3::{MemoryError, Pin};
 use nexaquant_engine::Model;
+use nexaquant_engine::m3::{MemoryError, Pin};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::path::PathBuf;
@@ -119,7 +119,8 @@ pub struct RegisterBody {
 /// Makes a model of the allowed folder known.
 pub async fn register(State(app): State<App>, Json(body): Json<RegisterBody>) -> Told {
     let Some(folder) = app.options.models_dir.clone() else {
-        let message = "no models can be registered: start with --models-dir FOLDER to allow those of a folder";
+        let message =
+            "no models can be registered: start with --models-dir FOLDER to allow those of a folder";
         return Err(ApiError::new(ErrorKind::Forbidden, message));
     };
     let legible = !body.name.is_empty() && body.name.len() <= 128 && !body.name.contains(['/', '\\']);

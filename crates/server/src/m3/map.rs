@@ -85,7 +85,8 @@ fn whole(app: &App, memory: &Memory) -> Value {
         .iter()
         .map(|model| {
             // Its notes are under the name it came with, or one of its others.
-            let used = model.names.iter().map(|name| app.watch.used(name)).max_by_key(Vec::len).unwrap_or_default();
+            let used =
+                model.names.iter().map(|name| app.watch.used(name)).max_by_key(Vec::len).unwrap_or_default();
             let unit = |(i, unit): (usize, &UnitStatus)| {
                 let used = used.get(i).filter(|used| !used.is_zero());
                 json!({
@@ -129,7 +130,10 @@ async fn aside(app: &App, look: impl FnOnce(&App, &Memory) -> Value + Send + 'st
     let app = app.clone();
     app.engine.memory()?;
     // The memory may be waiting for a disk.
-    tokio::task::spawn_blocking(move || app.engine.memory().map(|memory| look(&app, memory))).await.ok().flatten()
+    tokio::task::spawn_blocking(move || app.engine.memory().map(|memory| look(&app, memory)))
+        .await
+        .ok()
+        .flatten()
 }
 
 /// Every unit, the ledger, and the latest switches.
@@ -188,7 +192,7 @@ impl Viewer {
             let Some(now) = aside(&self.app, look).await else {
                 // Nothing will change: said once, then only comments.
                 if self.states.replace(HashMap::new()).is_none() {
-                    return Some((event("residency", &without_budget(&self.app)), self));
+                    return Some((Ok(event("residency", &without_budget(&self.app))), self));
                 }
                 continue;
             };
@@ -200,8 +204,9 @@ impl Viewer {
             let Some(seen) = self.states.as_ref().filter(|seen| same(seen)) else {
                 // The first frame, or other models than before.
                 let all = aside(&self.app, whole).await?;
-                (self.moves, self.states, self.last) = (self.app.watch.moves_since(u64::MAX).1, Some(states), None);
-                return Some((event("residency", &all), self));
+                (self.moves, self.states, self.last) =
+                    (self.app.watch.moves_since(u64::MAX).1, Some(states), None);
+                return Some((Ok(event("residency", &all)), self));
             };
             let (moves, next) = self.app.watch.moves_since(self.moves);
             let models: Vec<&Value> = now["models"]
@@ -220,9 +225,10 @@ impl Viewer {
             }
             let switches = self.app.watch.switches();
             let latest = &switches[switches.len().saturating_sub(8)..];
-            let frame = json!({ "ledger": now["ledger"], "models": models, "moves": moves, "switches": latest });
+            let frame =
+                json!({ "ledger": now["ledger"], "models": models, "moves": moves, "switches": latest });
             (self.moves, self.states, self.last) = (next, Some(states), Some(still));
-            return Some((event("change", &frame), self));
+            return Some((Ok(event("change", &frame)), self));
         }
     }
 }
@@ -238,6 +244,6 @@ fn states(now: &Value) -> HashMap<String, (usize, String)> {
         .collect()
 }
 
-fn event(name: &str, value: &Value) -> Result<Event, Infallible> {
-    Ok(Event::default().event(name).data(value.to_string()))
+fn event(name: &str, value: &Value) -> Event {
+    Event::default().event(name).data(value.to_string())
 }

@@ -85,7 +85,8 @@ pub async fn create(State(app): State<App>, Raw(bytes): Raw) -> Result<Response,
         usage.add(&outcome, index > 0);
         let text = outcome.generation.text;
         let parsed = if tools { Parsed::of(&text) } else { Parsed::text(text) };
-        let finish = if parsed.calls.is_empty() { finish_reason(outcome.generation.finish) } else { "tool_calls" };
+        let finish =
+            if parsed.calls.is_empty() { finish_reason(outcome.generation.finish) } else { "tool_calls" };
         let mut message = json!({ "role": "assistant", "content": parsed.content, "refusal": null });
         if !parsed.calls.is_empty() {
             message["tool_calls"] = json!(parsed.calls);
@@ -95,7 +96,7 @@ pub async fn create(State(app): State<App>, Raw(bytes): Raw) -> Result<Response,
             json!({ "index": index, "message": message, "logprobs": log_probs, "finish_reason": finish }),
         );
     }
-    let mut object = head.object("chat.completion", json!(choices));
+    let mut object = head.object("chat.completion", &json!(choices));
     usage.put(&mut object);
     Ok(axum::Json(object).into_response())
 }
@@ -103,7 +104,10 @@ pub async fn create(State(app): State<App>, Raw(bytes): Raw) -> Result<Response,
 fn log_probs(body: &Body) -> Result<Option<usize>, ApiError> {
     let top = body.top_logprobs.unwrap_or(0);
     if top > MOST_TOP {
-        return Err(ApiError::field("top_logprobs", format!("top_logprobs is {top}; at most {MOST_TOP} are possible")));
+        return Err(ApiError::field(
+            "top_logprobs",
+            format!("top_logprobs is {top}; at most {MOST_TOP} are possible"),
+        ));
     }
     if top > 0 && body.logprobs != Some(true) {
         return Err(ApiError::field("top_logprobs", "top_logprobs needs logprobs: true"));
@@ -134,7 +138,11 @@ impl Frames {
 
     fn of(self, pieces: Pieces) -> impl stream::Stream<Item = Result<Event, Infallible>> {
         let n = self.scored.len();
-        let first = stream::iter((0..n).map(|i| self.chunk(i, &json!({ "role": "assistant", "content": "" }), None)).collect::<Vec<_>>());
+        let first = stream::iter(
+            (0..n)
+                .map(|i| self.chunk(i, &json!({ "role": "assistant", "content": "" }), None))
+                .collect::<Vec<_>>(),
+        );
         let rest = stream::unfold(Some((self, pieces)), |state| async move {
             let (mut frames, mut pieces) = state?;
             let Some((index, piece)) = pieces.next().await else {
@@ -152,9 +160,15 @@ impl Frames {
         self.scored_chunk(index, delta, finish, None)
     }
 
-    fn scored_chunk(&self, index: usize, delta: &Value, finish: Option<&str>, scores: Option<Value>) -> Event {
+    fn scored_chunk(
+        &self,
+        index: usize,
+        delta: &Value,
+        finish: Option<&str>,
+        scores: Option<&Value>,
+    ) -> Event {
         let choice = json!([{ "index": index, "delta": delta, "logprobs": scores, "finish_reason": finish }]);
-        let mut object = self.head.object("chat.completion.chunk", choice);
+        let mut object = self.head.object("chat.completion.chunk", &choice);
         if self.includes_usage {
             object["usage"] = Value::Null;
         }
@@ -178,7 +192,7 @@ impl Frames {
                     return Vec::new();
                 }
                 let scores = self.take_scores(index);
-                vec![self.scored_chunk(index, &json!({ "content": text }), None, scores)]
+                vec![self.scored_chunk(index, &json!({ "content": text }), None, scores.as_ref())]
             }
             Ok(Piece::Done(outcome)) => {
                 let mut events = Vec::new();
@@ -195,12 +209,12 @@ impl Frames {
                     finish = "tool_calls";
                 }
                 let scores = self.take_scores(index);
-                events.push(self.scored_chunk(index, &json!({}), Some(finish), scores));
+                events.push(self.scored_chunk(index, &json!({}), Some(finish), scores.as_ref()));
                 self.usage.add(&outcome, self.done > 0);
                 self.done += 1;
                 if self.done == self.scored.len() {
                     if self.includes_usage {
-                        let mut object = self.head.object("chat.completion.chunk", json!([]));
+                        let mut object = self.head.object("chat.completion.chunk", &json!([]));
                         self.usage.put(&mut object);
                         events.push(frame(&object));
                     }

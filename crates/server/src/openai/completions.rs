@@ -35,7 +35,10 @@ struct Body {
 
 /// One prompt or several, as text or tokens.
 #[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "a text, a list of texts, a list of token ids, or a list of lists of token ids")]
+#[serde(
+    untagged,
+    expecting = "a text, a list of texts, a list of token ids, or a list of lists of token ids"
+)]
 enum Prompt {
     Text(String),
     Texts(Vec<String>),
@@ -99,7 +102,7 @@ pub async fn create(State(app): State<App>, Raw(bytes): Raw) -> Result<Response,
             "finish_reason": finish_reason(outcome.generation.finish),
         }));
     }
-    let mut object = head.object("text_completion", json!(choices));
+    let mut object = head.object("text_completion", &json!(choices));
     usage.put(&mut object);
     Ok(axum::Json(object).into_response())
 }
@@ -169,11 +172,10 @@ impl Frames {
     fn chunk(&mut self, index: usize, text: &str, finish: Option<&str>) -> Event {
         let scored = std::mem::take(&mut self.scored[index]);
         let offset = &mut self.offsets[index];
-        let scores =
-            (!scored.is_empty()).then(|| text_log_probs(self.model.tokenizer(), &scored, offset));
+        let scores = (!scored.is_empty()).then(|| text_log_probs(self.model.tokenizer(), &scored, offset));
         let text = format!("{}{text}", std::mem::take(&mut self.echoes[index]));
         let choice = json!([{ "index": index, "text": text, "logprobs": scores, "finish_reason": finish }]);
-        let mut object = self.head.object("text_completion", choice);
+        let mut object = self.head.object("text_completion", &choice);
         if self.includes_usage {
             object["usage"] = Value::Null;
         }
@@ -194,7 +196,7 @@ impl Frames {
                 self.done += 1;
                 if self.done == self.scored.len() {
                     if self.includes_usage {
-                        let mut object = self.head.object("text_completion", json!([]));
+                        let mut object = self.head.object("text_completion", &json!([]));
                         self.usage.put(&mut object);
                         events.push(frame(&object));
                     }

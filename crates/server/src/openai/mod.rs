@@ -1,7 +1,8 @@
-//! OpenAI's API: `/v1/chat/completions`, `/v1/completions`, `/v1/models`.
+//! OpenAI's API: `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`, `/v1/models`.
 
 pub mod chat;
 pub mod completions;
+pub mod embeddings;
 pub mod models;
 mod parts;
 

@@ -34,7 +34,7 @@ impl Head {
     }
 
     /// An object with these choices.
-    pub fn object(&self, object: &str, choices: Value) -> Value {
+    pub fn object(&self, object: &str, choices: &Value) -> Value {
         json!({
             "id": self.id,
             "object": object,

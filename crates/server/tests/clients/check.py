@@ -112,6 +112,12 @@ def _():
     assert done.choices[0].text.startswith("Once upon a time")
 
 
+@check("embeddings")
+def _():
+    done = client.embeddings.create(model="beta", input=["A fox.", "The sea."])
+    assert len(done.data) == 2 and abs(sum(x * x for x in done.data[0].embedding) - 1) < 1e-4
+
+
 @check("three models at once, greedy answers as alone")
 def _():
     alone = {name: answer(model=name).choices[0].message.content for name in ("alpha", "beta", "gamma")}
