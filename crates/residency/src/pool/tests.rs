@@ -526,7 +526,7 @@ fn a_model_is_unloaded_but_for_what_is_leased_or_pinned() {
     assert_eq!(pool.unload(ModelId(0)).unwrap(), Bytes(20));
     assert_eq!(pool.books().used(), Bytes::ZERO);
     pool.audit();
-    pool.acquire(unit(0)).unwrap();
+    drop(pool.acquire(unit(0)).unwrap());
     assert!(matches!(pool.unload(ModelId(9)), Err(Error::UnknownModel(_))));
 }
 
