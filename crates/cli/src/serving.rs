@@ -74,18 +74,18 @@ fn with_file(path: &Path) -> Result<ServeArgs, Failure> {
     let words = words(path, &input::file(path)?)?;
     let typed: Vec<String> =
         std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    parse(words, typed)
+    parse(&words, typed)
 }
 
-fn parse(words: Vec<String>, typed: Vec<String>) -> Result<ServeArgs, Failure> {
+fn parse(words: &[String], typed: Vec<String>) -> Result<ServeArgs, Failure> {
     // `config check --config FILE` means what `serve --config FILE` does.
     let flags: Vec<String> =
         typed.into_iter().skip_while(|word| word != "serve" && word != "check").skip(1).collect();
     // Models of the command line replace those of the file.
     let models = |words: &[String]| words.iter().take_while(|word| !word.starts_with("--")).count();
-    let n = models(&words);
+    let n = models(words);
     let given = !cli(flags.clone())?.models.is_empty();
-    let words = if given { &words[n..] } else { &words[..] };
+    let words = if given { &words[n..] } else { words };
     let all: Vec<String> = words.iter().cloned().chain(flags).collect();
     cli(all)
 }
@@ -155,7 +155,7 @@ mod tests {
     fn from(text: &str, typed: &[&str]) -> Result<Serving, String> {
         let words = words(Path::new("f.toml"), text).map_err(|failure| format!("{failure:?}"))?;
         let typed = ["serve"].iter().chain(typed).map(|word| (*word).to_owned()).collect();
-        let args = parse(words, typed).map_err(|failure| format!("{failure:?}"))?;
+        let args = parse(&words, typed).map_err(|failure| format!("{failure:?}"))?;
         serving(args).map_err(|failure| format!("{failure:?}"))
     }
 
