@@ -20,7 +20,7 @@ use nexaquant_engine::tokenizer::Special;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// The version of the API that is spoken.
 pub async fn version() -> Json<Value> {
@@ -33,13 +33,9 @@ fn details(name: &str, known: &Known) -> Value {
     json!({
         "name": name,
         "model": name,
-        "modified_at": "1970-01-01T00:00:00Z",
+        "modified_at": date(known.added),
         "size": known.model.file().bytes().len(),
-        "digest": "",
-        "details": {
-            "parent_model": "", "format": "gguf", "family": family, "families": [family],
-            "parameter_size": "", "quantization_level": "",
-        },
+        "details": { "format": "gguf", "family": family, "families": [family] },
     })
 }
 
@@ -62,7 +58,6 @@ pub async fn ps(State(app): State<App>) -> Json<Value> {
     });
     let there = there.filter_map(|(name, resident)| {
         let mut model = details(name, models.get(name)?);
-        model["expires_at"] = json!("2100-01-01T00:00:00Z");
         model["size_vram"] = json!(resident);
         Some(model)
     });
@@ -197,8 +192,27 @@ struct Form {
 }
 
 fn now() -> String {
-    // Clients only show it; a calendar is not worth a dependency.
-    "1970-01-01T00:00:00Z".to_owned()
+    date(SystemTime::now())
+}
+
+/// `2026-11-24T08:30:00Z`.
+fn date(time: SystemTime) -> String {
+    let seconds = crate::app::unix(time);
+    let (mut days, clock) = (seconds / 86_400, seconds % 86_400);
+    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let mut year = 1970;
+    while days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 0;
+    while days >= lengths[month] {
+        days -= lengths[month];
+        month += 1;
+    }
+    let (hour, minute, second) = (clock / 3600, clock / 60 % 60, clock % 60);
+    format!("{year}-{:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z", month + 1, days + 1)
 }
 
 fn ns(time: Duration) -> u64 {
@@ -245,4 +259,21 @@ fn lines(form: Form, answer: Answer) -> impl stream::Stream<Item = Result<Bytes,
         }
     })
     .map(Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_735_689_599, "2024-12-31T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(date(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)), text);
+        }
+    }
 }
