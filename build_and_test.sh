@@ -46,6 +46,19 @@ step "a real run"
 bin=$(cargo metadata --format-version 1 --no-deps --locked | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/release/nexaquant
 "$bin" run alpha -p "Tell me a story about a little fox." --seed 7 -n 60
 "$bin" m3 --events none
+if python3 -c 'import openai, anthropic, ollama' >/dev/null 2>&1; then
+  said=$(mktemp)
+  "$bin" serve alpha beta gamma --budget 10MB --port 0 2>"$said" &
+  server=$!
+  for _ in $(seq 100); do grep -q ' at http://' "$said" && break; sleep 0.1; done
+  clients=0
+  python3 crates/server/tests/clients/check.py "$(sed -n 's/.* at \(http.*\)/\1/p' "$said" | head -1)" || clients=1
+  kill "$server" && wait "$server"
+  [ "$clients" = 0 ] || { echo "error: a client of the server failed" >&2; cat "$said" >&2; exit 1; }
+  rm -f "$said"
+else
+  skip python-clients "the Python packages openai, anthropic and ollama are not importable"
+fi
 for isa in scalar avx2 avx512; do
   if NEXAQUANT_ISA=$isa "$bin" info 2>&1 | grep -q "does not have it"; then
     skip "$isa" "this processor does not have it"

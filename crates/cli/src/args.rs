@@ -42,6 +42,10 @@ pub enum Command {
     M3(Box<M3Args>),
     /// What models will do under a memory budget, without loading them.
     Plan(PlanArgs),
+    /// Models behind HTTP: OpenAI's API, a page, and a live map of who is in memory.
+    Serve(Box<ServeArgs>),
+    /// Check a server's configuration without serving.
+    Config(ConfigArgs),
     /// Log-probability of each token of a text.
     Score(ScoreArgs),
     /// How well a model predicts a text file.
@@ -225,6 +229,108 @@ pub struct PlanArgs {
     pub memory: MemoryArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  nexaquant serve alpha beta gamma --budget 10MB        three models by turns in 10 MB, at http://127.0.0.1:8080
+  nexaquant serve big=model.gguf --host 0.0.0.0 --api-key SECRET
+  nexaquant serve --config server.toml
+
+A configuration file has every option by its long name: models = [\"alpha\", \"big=model.gguf\"], budget = \"2GiB\",
+api_key = [\"SECRET\"]. Options that are typed come before it. NEXAQUANT_LOG sets what is logged: info, debug, off.
+
+SIGTERM or Ctrl-C lets requests end; a second one ends them at once.")]
+pub struct ServeArgs {
+    /// Models: bundled names, paths of GGUF files, or NAME=PATH. Without any: alpha, beta and gamma.
+    #[arg(value_name = "MODEL")]
+    pub models: Vec<String>,
+    /// The address to listen at; 0.0.0.0 for every network.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1", help_heading = "Server")]
+    pub host: std::net::IpAddr,
+    /// The port; 0 for any that is free.
+    #[arg(long, value_name = "PORT", default_value_t = nexaquant_server::PORT, help_heading = "Server")]
+    pub port: u16,
+    /// Ask for this key. Can be given several times: each is good.
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "NEXAQUANT_API_KEY",
+        hide_env_values = true,
+        help_heading = "Server"
+    )]
+    pub api_key: Vec<String>,
+    /// Read keys from FILE, one a line.
+    #[arg(long, value_name = "FILE", help_heading = "Server")]
+    pub api_key_file: Option<PathBuf>,
+    /// Let web pages of ORIGIN (https://host:port, or *) use the server. Can be given several times.
+    #[arg(long, value_name = "ORIGIN", help_heading = "Server")]
+    pub cors: Vec<String>,
+    /// Certificate chain in PEM; with --tls-key it is HTTPS that is spoken.
+    #[arg(long, value_name = "FILE", help_heading = "Server")]
+    pub tls_cert: Option<PathBuf>,
+    /// Private key in PEM.
+    #[arg(long, value_name = "FILE", help_heading = "Server")]
+    pub tls_key: Option<PathBuf>,
+    /// Models of this folder may be registered while the server runs.
+    #[arg(long, value_name = "FOLDER", help_heading = "Server")]
+    pub models_dir: Option<PathBuf>,
+    /// Read options from a TOML file.
+    #[arg(long, value_name = "FILE", help_heading = "Server")]
+    pub config: Option<PathBuf>,
+    /// How the log looks.
+    #[arg(long, value_name = "FORMAT", default_value = "json", help_heading = "Server")]
+    pub log: LogFormat,
+    /// Requests that compute by turns; the others wait.
+    #[arg(long, value_name = "N", default_value_t = 8, help_heading = "Limits", value_parser = clap::value_parser!(u16).range(1..))]
+    pub parallel: u16,
+    /// Requests that may wait; more are refused with status 429.
+    #[arg(long, value_name = "N", default_value_t = 64, help_heading = "Limits")]
+    pub queue: u16,
+    /// Seconds a request may take, waiting included.
+    #[arg(long, value_name = "S", default_value_t = 600, help_heading = "Limits", value_parser = clap::value_parser!(u32).range(1..))]
+    pub timeout: u32,
+    /// Seconds that requests get to end when the server is to stop.
+    #[arg(long, value_name = "S", default_value_t = 30, help_heading = "Limits")]
+    pub drain: u32,
+    /// Most bytes of a request.
+    #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = crate::size::parse, help_heading = "Limits")]
+    pub body_limit: u64,
+    /// Most connections.
+    #[arg(long, value_name = "N", default_value_t = 1024, help_heading = "Limits", value_parser = clap::value_parser!(u16).range(1..))]
+    pub connections: u16,
+    /// Most tokens of an answer, whatever the request says.
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pub max_tokens: Option<usize>,
+    /// Passes of a model's turn while others wait. [default: 32]
+    #[arg(long, value_name = "N", help_heading = "Limits", value_parser = clap::value_parser!(u32).range(1..))]
+    pub turn: Option<u32>,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// How a log looks.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    #[command(subcommand)]
+    pub command: ConfigCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Read the configuration and open the models, as serve would.
+    Check(Box<ServeArgs>),
 }
 
 /// Who is in memory.

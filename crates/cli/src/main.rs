@@ -18,6 +18,7 @@ mod models;
 mod options;
 mod output;
 mod scenario;
+mod serving;
 mod size;
 mod system;
 mod usage;
@@ -44,6 +45,10 @@ fn execute(command: Command) -> Result<(), Failure> {
         Command::Run(args) => commands::run::run(args),
         Command::M3(args) => commands::m3::m3(*args),
         Command::Plan(args) => commands::plan::plan(&args),
+        Command::Serve(args) => commands::serve::serve(*args),
+        Command::Config(args) => match args.command {
+            args::ConfigCommand::Check(args) => commands::serve::check(*args),
+        },
         Command::Score(args) => commands::score::score(args),
         Command::Perplexity(args) => commands::perplexity::perplexity(&args),
         Command::Inspect(args) => commands::inspect::inspect(&args),

@@ -181,6 +181,7 @@ pub fn generate(answer: AnswerArgs, args: SamplingArgs, raw: bool) -> Result<Gen
         stop: answer.stop,
         ignore_end: answer.ignore_eos,
         continues_prompt: raw,
+        ..GenerateOptions::default()
     })
 }
 

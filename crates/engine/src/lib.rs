@@ -36,7 +36,9 @@ mod weights;
 
 pub use cpu::OutOfMemory;
 pub use file::{FileError, ModelFile};
-pub use generate::{Answer, Finish, GenerateError, GenerateOptions, Generation, Progress, Stats, generate};
+pub use generate::{
+    Answer, Finish, GenerateError, GenerateOptions, Generation, Pooling, Progress, Scored, Stats, generate,
+};
 pub use kv::{KvTypeError, PAGE};
 pub use loader::{LoadCause, LoadError, LoadOptions, Model};
 pub use nexaquant_gguf as gguf;

@@ -9,7 +9,7 @@ use crate::file::FileError;
 use crate::kv::{KvCache, KvLayout, KvTypeError, PAGE};
 use crate::loader::Model;
 use crate::m3::{MemoryError, Placed, Tenancy};
-use crate::model::op::RopeTable;
+use crate::model::op::{Op, RopeTable};
 use crate::threads::{Crew, Pool, Tuner, Worker};
 use crate::weights::Place;
 use nexaquant_kernels::{KvType, Ops};
@@ -306,11 +306,31 @@ impl Session {
     }
 
     /// Logits of the `row`-th token of the last step's outputs.
-    fn logits(&mut self, row: usize) -> &mut [f32] {
+    pub(crate) fn logits(&mut self, row: usize) -> &mut [f32] {
         let Some(scratch) = &mut self.scratch else { return &mut [] };
         let buffer = &mut scratch.slots[crate::model::op::Slot::Logits as usize];
         let width = buffer.width;
         &mut buffer.data.as_mut()[row * width..(row + 1) * width]
+    }
+
+    /// What the model has made of the `row`-th token of the last step, normalized as for the head: `n_embd` values. Empty
+    /// where the step's buffers are gone.
+    pub(crate) fn hidden(&mut self, row: usize) -> Vec<f32> {
+        let model = self.model.clone();
+        let arch = model.architecture();
+        let embd = arch.hparams.embd;
+        let Some(scratch) = &mut self.scratch else { return Vec::new() };
+        let buffer = &mut scratch.slots[crate::model::op::Slot::X as usize];
+        let width = buffer.width;
+        let x = &buffer.data.as_mut()[row * width..][..embd];
+        let weight = arch.units.last().and_then(|head| match head.ops.first() {
+            Some(Op::RmsNorm { weight, .. }) => Some(model.weights().vector(*weight)),
+            _ => None,
+        });
+        let mean = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / embd as f64;
+        let scale = 1.0 / (mean + f64::from(arch.hparams.eps)).sqrt();
+        let weight = |i: usize| weight.and_then(|weight| weight.get(i)).map_or(1.0, |&w| f64::from(w));
+        x.iter().enumerate().map(|(i, &x)| (f64::from(x) * scale * weight(i)) as f32).collect()
     }
 
     /// Makes room for a step of `tokens` tokens: activations, and the cache up to the last of them.

@@ -110,6 +110,7 @@ fn end(stream: &Stream) -> Result<Outcome, RequestError> {
         match next(stream).expect("a stream ends with Done or Failed") {
             Event::Begun => assert!(!std::mem::replace(&mut begun, true), "begun twice"),
             Event::Prompt { done, total } => assert!(begun && done < total),
+            Event::Scored(_) => panic!("nobody asked"),
             Event::Text(piece) => {
                 assert!(begun && !piece.is_empty());
                 text.push_str(&piece);

@@ -160,6 +160,23 @@ impl<S: Store> Pool<S> {
         Ok(())
     }
 
+    /// Evicts all of a model that is neither leased nor pinned. Waits for its loads under way. The bytes that went.
+    pub fn unload(&mut self, model: ModelId) -> Result<Bytes, Error> {
+        self.settle();
+        let units = self.table.model(model).ok_or(Error::UnknownModel(model))?.len();
+        let unit = |index| UnitId { model, index };
+        while (0..units).any(|index| self.table.phase(unit(index)) == Phase::Loading) {
+            self.wait_for_any();
+        }
+        let before = self.held;
+        let going: Vec<u32> =
+            self.table.model(model).map_or_else(Vec::new, |m| m.evictable(0..units).collect());
+        for index in going {
+            self.evict(Cut { unit: unit(index), keep: Bytes::ZERO });
+        }
+        Ok(before.saturating_sub(self.held))
+    }
+
     /// Gives a model another name, which no other model has.
     pub fn rename(&mut self, model: ModelId, name: &str) -> Result<(), Error> {
         self.table.model(model).ok_or(Error::UnknownModel(model))?;

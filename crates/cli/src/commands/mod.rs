@@ -9,5 +9,6 @@ pub mod perplexity;
 pub mod plan;
 pub mod run;
 pub mod score;
+pub mod serve;
 pub mod synth;
 pub mod verify;

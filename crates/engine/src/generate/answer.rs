@@ -6,7 +6,7 @@
 //! brought back by the same rule. Logits never outlive the step that computed them.
 
 use super::{Finish, GenerateError, GenerateOptions, Generation, Stats};
-use crate::sampler::{Sampler, StopMatcher};
+use crate::sampler::{Constraint, LogProbs, Sampler, StopMatcher, log_probs};
 use crate::session::{EvalError, Session};
 use crate::threads::Pool;
 use crate::tokenizer::StreamDecoder;
@@ -28,6 +28,11 @@ pub struct Answer {
     context: usize,
     ignore_end: bool,
     sampler: Sampler,
+    constraint: Option<Box<dyn Constraint>>,
+    pooled: Option<Pooled>,
+    log_probs: Option<usize>,
+    /// The last token, if its probability is wanted and nobody has asked yet.
+    scored: Option<Scored>,
     decoder: StreamDecoder,
     stops: StopMatcher,
     text: String,
@@ -36,6 +41,60 @@ pub struct Answer {
     end: Option<Finish>,
     /// Whether a step has said so, which also gave out the text held back.
     told: bool,
+}
+
+/// How the hidden states of a prompt's tokens become one vector.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pooling {
+    /// Their mean.
+    #[default]
+    Mean,
+    /// The last one's.
+    Last,
+}
+
+/// The vector in the making.
+#[derive(Debug)]
+struct Pooled {
+    how: Pooling,
+    /// Sum over the tokens so far, or the last one's.
+    sum: Vec<f64>,
+    /// How many tokens of the prompt are in it.
+    tokens: usize,
+}
+
+impl Pooled {
+    /// Takes the tokens `from..from + n` of the prompt, which the session has just computed. A session that lost its cache
+    /// starts over.
+    fn take(&mut self, session: &mut Session, from: usize, n: usize) {
+        if from == 0 {
+            (self.sum, self.tokens) = (Vec::new(), 0);
+        }
+        for row in 0..n {
+            let hidden = session.hidden(row);
+            if self.sum.is_empty() || self.how == Pooling::Last {
+                self.sum = hidden.into_iter().map(f64::from).collect();
+            } else {
+                self.sum.iter_mut().zip(hidden).for_each(|(sum, x)| *sum += f64::from(x));
+            }
+        }
+        self.tokens += n;
+    }
+
+    /// Of length 1.
+    fn vector(self) -> Vec<f32> {
+        let length = self.sum.iter().map(|x| x * x).sum::<f64>().sqrt().max(f64::MIN_POSITIVE);
+        self.sum.into_iter().map(|x| (x / length) as f32).collect()
+    }
+}
+
+/// A token and how probable it was under the model's own distribution, whatever sampling and constraints made of that.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Scored {
+    /// The token.
+    pub token: u32,
+    /// Its log-probability, and the most probable tokens with theirs.
+    pub log_probs: LogProbs,
 }
 
 /// What a step brought.
@@ -84,6 +143,10 @@ impl Answer {
             context,
             ignore_end: options.ignore_end,
             sampler,
+            constraint: options.constraint,
+            pooled: options.pooling.map(|how| Pooled { how, sum: Vec::new(), tokens: 0 }),
+            log_probs: options.log_probs,
+            scored: None,
             decoder: if options.continues_prompt {
                 StreamDecoder::continuing()
             } else {
@@ -125,10 +188,25 @@ impl Answer {
             return Ok(self.done(Finish::Length));
         }
         let start = Instant::now();
+        let raw = self.log_probs.map(|top| (top, logits.to_vec()));
+        if let Some(constraint) = &mut self.constraint {
+            constraint.forbid(logits)?;
+        }
         let token = self.sampler.sample(logits)?;
+        if let Some(constraint) = &mut self.constraint {
+            constraint.accept(token)?;
+        }
+        if let Some((top, raw)) = raw {
+            self.scored = Some(Scored { token, log_probs: log_probs(&raw, token, top)? });
+        }
         let progress = self.take(token, session);
         self.stats.generate_time += start.elapsed();
         Ok(progress)
+    }
+
+    /// How probable the last token was, if [`GenerateOptions::log_probs`] asked for it; once for each token.
+    pub fn take_scored(&mut self) -> Option<Scored> {
+        self.scored.take()
     }
 
     /// What there is so far: [`Finish::Cancelled`] unless a step has said [`Progress::Done`].
@@ -141,6 +219,7 @@ impl Answer {
             finish: self.end.filter(|_| self.told).unwrap_or(Finish::Cancelled),
             stats: self.stats,
             seed: self.sampler.seed(),
+            embedding: self.pooled.filter(|pooled| pooled.tokens > 0).map(Pooled::vector),
         }
     }
 
@@ -177,12 +256,14 @@ impl Answer {
         self.computed = kept;
         let end = total.min(kept + session.batch());
         let chunk = &self.sequence[kept..end];
-        let logits = if end < total {
+        if end < total {
             session.extend(pool, chunk)?;
-            None
         } else {
-            Some(session.eval(pool, chunk)?)
-        };
+            session.eval(pool, chunk)?;
+        }
+        if let Some(pooled) = self.pooled.as_mut().filter(|_| total == self.prompt) {
+            pooled.take(session, kept, end - kept);
+        }
         self.computed = end;
         if total == self.prompt {
             if self.stats.prompt_tokens == 0 {
@@ -190,7 +271,7 @@ impl Answer {
             }
             self.stats.prompt_tokens += end - kept;
         }
-        Ok(logits)
+        Ok((end == total).then(|| session.logits(0)))
     }
 
     /// Makes a sampled token part of the answer.
@@ -206,6 +287,8 @@ impl Answer {
         self.text.push_str(&stopped.text);
         self.end = if stopped.stop.is_some() {
             Some(Finish::Stop)
+        } else if self.constraint.as_ref().is_some_and(|constraint| constraint.is_over()) {
+            Some(Finish::EndOfTurn)
         } else if self.sequence.len() - self.prompt >= self.limit {
             Some(Finish::Length)
         } else if session.free() == 0 {

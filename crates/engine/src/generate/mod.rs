@@ -6,10 +6,10 @@
 mod answer;
 mod stats;
 
-pub use answer::{Answer, Progress};
+pub use answer::{Answer, Pooling, Progress, Scored};
 pub use stats::Stats;
 
-use crate::sampler::{SamplingError, SamplingParams};
+use crate::sampler::{Constraint, SamplingError, SamplingParams};
 use crate::session::{EvalError, Session};
 use crate::threads::Pool;
 use std::ops::ControlFlow;
@@ -27,6 +27,12 @@ pub struct GenerateOptions {
     pub ignore_end: bool,
     /// The prompt is the beginning of the text itself (as opposed to a chat turn): the first word keeps its place after it.
     pub continues_prompt: bool,
+    /// Note of each token how probable it was, and so many of the most probable ones beside it.
+    pub log_probs: Option<usize>,
+    /// Make one vector of the prompt, too. Most useful with no tokens to answer.
+    pub pooling: Option<Pooling>,
+    /// What the answer must follow.
+    pub constraint: Option<Box<dyn Constraint>>,
 }
 
 /// Why an answer ended.
@@ -70,6 +76,8 @@ pub struct Generation {
     pub stats: Stats,
     /// The seed that was used: the one asked for, or the one drawn.
     pub seed: u64,
+    /// The prompt as a vector, if that was asked for.
+    pub embedding: Option<Vec<f32>>,
 }
 
 /// Why an answer could not be finished.

@@ -68,7 +68,7 @@ fn straight(
             let _ = deliver(&stops.finish(), &mut text);
         }
     }
-    Generation { tokens, text, finish, stats, seed: sampler.seed() }
+    Generation { tokens, text, finish, stats, seed: sampler.seed(), embedding: None }
 }
 
 /// A model, and what these tests do with it.
@@ -339,4 +339,75 @@ fn what_cannot_be_answered_is_refused_before_anything_is_forgotten() {
     cold.sampling.temperature = -1.0;
     assert!(why(vec![5], cold).contains("temperature is -1"));
     assert_eq!(session.tokens(), [1, 2, 3]);
+}
+
+/// Only these tokens, then an end.
+#[derive(Clone, Debug)]
+struct Row(Vec<u32>, usize);
+
+impl crate::sampler::Constraint for Row {
+    fn forbid(&mut self, logits: &mut [f32]) -> Result<(), crate::sampler::SamplingError> {
+        let wanted = self.0[self.1] as usize;
+        logits
+            .iter_mut()
+            .enumerate()
+            .filter(|(id, _)| *id != wanted)
+            .for_each(|(_, x)| *x = f32::NEG_INFINITY);
+        Ok(())
+    }
+
+    fn accept(&mut self, token: u32) -> Result<(), crate::sampler::SamplingError> {
+        assert_eq!(token, self.0[self.1]);
+        self.1 += 1;
+        Ok(())
+    }
+
+    fn is_over(&self) -> bool {
+        self.1 == self.0.len()
+    }
+
+    fn boxed(&self) -> Box<dyn crate::sampler::Constraint> {
+        Box::new(self.clone())
+    }
+}
+
+#[test]
+fn an_answer_follows_its_constraint_and_tells_the_models_own_probabilities() {
+    let model = Model::load(
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/llama_tied.gguf"),
+        LoadOptions::default(),
+    )
+    .unwrap();
+    let mut pool = Pool::new(PoolOptions { threads: Some(1), pin: false }).unwrap();
+    let mut session = Session::new(&model, &pool, SessionOptions::default()).unwrap();
+    let (prompt, row) = (vec![20, 21, 22], vec![30, 31, 32]);
+    let options = GenerateOptions {
+        constraint: Some(Box::new(Row(row.clone(), 0))),
+        log_probs: Some(2),
+        pooling: Some(Pooling::Mean),
+        ..greedy(20)
+    };
+    let mut answer = Answer::new(&session, prompt.clone(), options).unwrap();
+    let mut scored = Vec::new();
+    let finish = loop {
+        let progress = answer.step(&mut session, &mut pool).unwrap();
+        scored.extend(answer.take_scored());
+        if let Progress::Done(finish, _) = progress {
+            break finish;
+        }
+    };
+    let generation = answer.finish();
+    assert_eq!((finish, &generation.tokens), (Finish::EndOfTurn, &row));
+    let length = generation.embedding.unwrap().iter().map(|x| x * x).sum::<f32>();
+    assert!((length - 1.0).abs() < 1e-5);
+    // What a session on its own says of the same tokens.
+    let mut other = Session::new(&model, &pool, SessionOptions::default()).unwrap();
+    other.eval(&mut pool, &prompt).unwrap();
+    for (scored, &token) in scored.iter().zip(&row) {
+        let logits = other.logits(0).to_vec();
+        assert_eq!(scored.log_probs, crate::sampler::log_probs(&logits, token, 2).unwrap());
+        assert_eq!(scored.token, token);
+        other.eval(&mut pool, &[token]).unwrap();
+    }
+    assert_eq!(scored.len(), row.len());
 }

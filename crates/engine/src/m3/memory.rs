@@ -408,6 +408,16 @@ impl Memory {
         Ok(())
     }
 
+    /// Evicts what is in memory of a model and neither pinned nor leased.
+    pub fn unload(&self, name: &str) -> Result<(), MemoryError> {
+        let mut core = self.lock();
+        let resident = core.names.get(name).ok_or_else(|| core.unknown(name))?;
+        let id = resident.id;
+        core.pool.unload(id).map_err(MemoryError::Residency)?;
+        core.trim();
+        Ok(())
+    }
+
     /// The model of that name.
     pub fn get(&self, name: &str) -> Result<Placed, MemoryError> {
         let core = self.lock();

@@ -11,12 +11,14 @@
 //! the token.
 
 mod candidates;
+mod constraint;
 mod logprobs;
 mod params;
 mod penalties;
 mod rng;
 mod stop;
 
+pub use constraint::Constraint;
 pub use logprobs::{LogProbs, log_probs};
 pub use params::SamplingParams;
 pub use rng::Rng;
@@ -47,6 +49,9 @@ pub enum SamplingError {
         /// Number of tokens.
         vocab_size: usize,
     },
+    /// What the answer must follow cannot be followed.
+    #[error("the answer cannot follow what was asked for: {0}")]
+    Constraint(String),
     /// Logits of another model.
     #[error("{found} logits for a vocabulary of {wanted}")]
     LogitCount {

@@ -12,7 +12,7 @@
 mod run;
 
 use crate::decide::Limits;
-use crate::generate::{GenerateError, GenerateOptions, Generation};
+use crate::generate::{GenerateError, GenerateOptions, Generation, Scored};
 use crate::loader::Model;
 use crate::m3::{FillStats, Memory, MemoryError, Placed, ResidencyStats, Tenancy};
 use crate::session::{Session, SessionError, SessionOptions};
@@ -101,6 +101,8 @@ pub enum Event {
         /// Tokens to compute.
         total: usize,
     },
+    /// A token came, and somebody wants to know how probable it was. Its text follows, when it is whole.
+    Scored(Box<Scored>),
     /// Text, whole UTF-8.
     Text(String),
     /// It is over.
@@ -162,11 +164,19 @@ impl Moved {
     }
 }
 
+/// Whom the events of a request are told, in order. Called by the thread that computes: it must be quick, and must not
+/// wait. It is dropped after the last event.
+pub type Listener = Box<dyn FnMut(Event) + Send>;
+
+/// A request's life: dropping it cancels the request before its next pass.
+#[derive(Debug)]
+pub struct Ticket(#[allow(dead_code, reason = "held, not read")] Arc<()>);
+
 /// What comes of a request, in order. Dropping it cancels the request before its next pass.
 #[derive(Debug)]
 pub struct Stream {
     events: Receiver<Event>,
-    _alive: Arc<()>,
+    _alive: Ticket,
 }
 
 impl Stream {
@@ -225,7 +235,7 @@ struct Submission {
     /// Keeps the model until its session does.
     tenancy: Option<Tenancy>,
     request: Request,
-    events: Sender<Event>,
+    listener: Listener,
     alive: Weak<()>,
     arrived: Instant,
     place: Place,
@@ -244,6 +254,8 @@ enum Command {
     Submit(Box<Submission>),
     /// Between two passes, when nothing is in use.
     SetBudget(u64, Sender<Result<(), MemoryError>>),
+    /// The same.
+    Unload(String, Sender<Result<(), MemoryError>>),
 }
 
 /// A handle to the thread that serves requests. Dropping it ends the thread after the pass at hand.
@@ -339,6 +351,14 @@ impl Engine {
 
     /// Takes a request. What comes of it arrives in the stream.
     pub fn submit(&self, request: Request) -> Result<Stream, SubmitError> {
+        let (sender, events) = channel();
+        // Nobody listens any more: noticed before the next pass.
+        let ticket = self.submit_to(request, Box::new(move |event| drop(sender.send(event))))?;
+        Ok(Stream { events, _alive: ticket })
+    }
+
+    /// Takes a request. What comes of it is told to `listener`.
+    pub fn submit_to(&self, request: Request, listener: Listener) -> Result<Ticket, SubmitError> {
         let (seat, tenancy) = match &*self.home {
             Home::Memory(memory) => {
                 let (placed, tenancy) = memory.enter(&request.model)?;
@@ -351,19 +371,30 @@ impl Engine {
             return Err(SubmitError::Busy { waiting });
         }
         let place = Place(Arc::clone(&self.taken));
-        let (sender, events) = channel();
         let alive = Arc::new(());
         let submission = Submission {
             seat,
             tenancy,
             request,
-            events: sender,
+            listener,
             alive: Arc::downgrade(&alive),
             arrived: Instant::now(),
             place,
         };
         self.send(Command::Submit(Box::new(submission)))?;
-        Ok(Stream { events, _alive: alive })
+        Ok(Ticket(alive))
+    }
+
+    /// Requests that are waiting or running.
+    pub fn taken(&self) -> usize {
+        self.taken.load(Acquire)
+    }
+
+    /// Evicts what is in memory of a model and not pinned, between two passes. It comes back when it is asked.
+    pub fn unload(&self, name: &str) -> Result<(), SubmitError> {
+        let (reply, answer) = channel();
+        self.send(Command::Unload(name.to_owned(), reply))?;
+        answer.recv().map_err(|_| SubmitError::Stopped)?.map_err(SubmitError::Memory)
     }
 
     /// Changes the budget between two passes, evicting as needed; all or nothing.

@@ -1,14 +1,14 @@
 //! The loop of the engine's thread: takes commands, asks [`decide`] whose pass is next, makes it, and tells what came
 //! of it. Nothing here is seen from outside; the handle and the public types are in the module above.
 
-use super::{Command, Event, Home, Moved, Outcome, Place, RequestError, Seat, Service, Submission};
+use super::{Command, Event, Home, Listener, Moved, Outcome, Place, RequestError, Seat, Service, Submission};
 use crate::decide::{self, Choice, Limits, Running, View};
 use crate::generate::{Answer, GenerateError, Progress};
 use crate::m3::{Memory, MemoryError, Placed};
 use crate::session::{EvalError, Session};
 use crate::threads::Pool;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError};
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Weak};
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ struct Job {
     model: u32,
     session: Session,
     answer: Answer,
-    events: Sender<Event>,
+    listener: Listener,
     alive: Weak<()>,
     arrived: Instant,
     /// Start of its first pass.
@@ -119,11 +119,16 @@ impl Scheduler {
                 };
                 let _ = reply.send(done);
             }
+            Command::Unload(name, reply) => {
+                let done =
+                    self.memory().ok_or(MemoryError::Unbounded).and_then(|memory| memory.unload(&name));
+                let _ = reply.send(done);
+            }
         }
     }
 
     fn admit(&mut self, submission: Submission) {
-        let Submission { seat, tenancy, request, events, alive, arrived, place } = submission;
+        let Submission { seat, tenancy, request, mut listener, alive, arrived, place } = submission;
         let opened = caught(|| {
             let session = seat.open(&self.pool, request.session)?;
             #[cfg(test)]
@@ -136,7 +141,7 @@ impl Scheduler {
             Ok(opened) => opened,
             Err(error) => {
                 drop((seat, place));
-                return drop(events.send(Event::Failed(error)));
+                return listener(Event::Failed(error));
             }
         };
         let known = self.seats.iter().find(|(_, s)| s.is(&seat)).map(|(model, _)| *model);
@@ -154,7 +159,7 @@ impl Scheduler {
             model,
             session,
             answer,
-            events,
+            listener,
             alive,
             arrived,
             begun,
@@ -204,11 +209,11 @@ impl Scheduler {
         if let Some(over) = over {
             let job = self.jobs.swap_remove(at);
             self.resettle();
-            let Job { session, answer, events, service, place, .. } = job;
+            let Job { session, answer, mut listener, service, place, .. } = job;
             // Its memory and its place are free before anybody hears of the end.
             drop((session, place));
             let outcome = over.and_then(|()| caught(|| Ok(Outcome { generation: answer.finish(), service })));
-            let _ = events.send(match outcome {
+            listener(match outcome {
                 Ok(outcome) => Event::Done(Box::new(outcome)),
                 Err(error) => Event::Failed(error),
             });
@@ -270,7 +275,7 @@ impl Scheduler {
         if job.begun.is_none() {
             job.begun = Some(start);
             job.service.waited = start - job.arrived;
-            let _ = job.events.send(Event::Begun);
+            (job.listener)(Event::Begun);
         }
         job.service.turns += u32::from(job.turn != self.turn);
         job.turn = self.turn;
@@ -316,15 +321,17 @@ impl Job {
     }
 
     /// Passes on what a step brought; how the job ended if it did.
-    fn tell(&self, progress: Progress) -> Option<Result<(), RequestError>> {
+    fn tell(&mut self, progress: Progress) -> Option<Result<(), RequestError>> {
+        if let Some(scored) = self.answer.take_scored() {
+            (self.listener)(Event::Scored(Box::new(scored)));
+        }
         let (event, over) = match progress {
             Progress::Prompt { done, total } => (Event::Prompt { done, total }, None),
             Progress::Token(text) => (Event::Text(text), None),
             Progress::Done(_, text) => (Event::Text(text), Some(Ok(()))),
         };
         if !matches!(&event, Event::Text(text) if text.is_empty()) {
-            // Nobody listens any more: noticed before the next pass.
-            let _ = self.events.send(event);
+            (self.listener)(event);
         }
         over
     }

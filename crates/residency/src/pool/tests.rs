@@ -508,3 +508,33 @@ fn the_baseline_never_hits_on_a_scan() {
     }
     assert_eq!((pool.policy(), pool.stats().hit_rate()), ("lru", 0.0));
 }
+
+#[test]
+fn a_model_is_unloaded_but_for_what_is_leased_or_pinned() {
+    let mut pool = pool(100, 2, 4, 5);
+    let unit = |index| UnitId { model: ModelId(0), index };
+    let leases: Vec<_> = (0..4).map(|index| pool.acquire(unit(index)).unwrap()).collect();
+    pool.pin(ModelId(0), Pin::Head(1)).unwrap();
+    let held = leases.into_iter().nth(2);
+    assert_eq!(pool.unload(ModelId(0)).unwrap(), Bytes(20), "units 1 and 3");
+    let state = |pool: &TestPool, index| pool.table().state(unit(index));
+    assert_eq!(state(&pool, 0), Some(State::Pinned));
+    assert_eq!(state(&pool, 1), Some(State::Cold));
+    assert_eq!(state(&pool, 2), Some(State::InUse));
+    drop(held);
+    pool.pin(ModelId(0), Pin::None).unwrap();
+    assert_eq!(pool.unload(ModelId(0)).unwrap(), Bytes(20));
+    assert_eq!(pool.books().used(), Bytes::ZERO);
+    pool.audit();
+    drop(pool.acquire(unit(0)).unwrap());
+    assert!(matches!(pool.unload(ModelId(9)), Err(Error::UnknownModel(_))));
+}
+
+#[test]
+fn unloading_waits_for_what_is_on_its_way() {
+    let mut pool = pool(100, 1, 3, 10);
+    pool.store_mut().slow = true;
+    pool.prefetch(UnitId { model: ModelId(0), index: 0 }).unwrap();
+    assert_eq!(pool.unload(ModelId(0)).unwrap(), Bytes(10));
+    assert_eq!(pool.books().used(), Bytes::ZERO);
+}
