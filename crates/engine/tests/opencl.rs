@@ -1,0 +1,101 @@
+//! Whole models on an OpenCL device: against recorded values and against the CPU. Any device will do, PoCL's too.
+#![allow(clippy::unwrap_used)]
+
+use nexaquant_engine::kernels::{KvType, Mode};
+use nexaquant_engine::opencl::{Gpu, GpuOptions, find};
+use nexaquant_engine::{LoadOptions, Model, Pool, PoolOptions, Session, SessionOptions};
+use serde_json::Value;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn pool() -> Pool {
+    Pool::new(PoolOptions { threads: Some(1), pin: false }).unwrap()
+}
+
+/// The device, or the reason why there is none.
+fn gpu(options: GpuOptions) -> Option<Gpu> {
+    match find() {
+        Ok(found) => Some(Gpu::open(&found[0], options).unwrap()),
+        Err(error) => {
+            // Not `eprintln!`, which the test harness swallows when a test passes.
+            writeln!(std::io::stderr(), "SKIPPED opencl: {error}").unwrap();
+            None
+        }
+    }
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+fn floats(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+fn ids(case: &Value) -> Vec<u32> {
+    case["ids"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
+}
+fn log_softmax(row: &[f32], id: u32) -> f64 {
+    let max = row.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
+    let sum: f64 = row.iter().map(|&x| f64::from(x - max).exp()).sum();
+    f64::from(row[id as usize] - max) - sum.ln()
+}
+fn argmax(row: &[f32]) -> usize {
+    (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
+}
+
+fn options(mode: Mode, context: usize, batch: usize) -> SessionOptions {
+    let kv = if mode == Mode::Float { KvType::F32 } else { KvType::F16 };
+    SessionOptions { context, kv, batch, all_threads: true, outputs: batch }
+}
+
+fn rows(session: &mut Session, ids: &[u32]) -> Vec<Vec<f32>> {
+    let mut all = Vec::new();
+    session.eval_each(&mut pool(), ids, |_, row| all.push(row.to_vec())).unwrap();
+    all
+}
+
+/// Largest and mean difference of the text's log-probabilities, and of all logits.
+fn differences(a: &[Vec<f32>], b: &[Vec<f32>], ids: &[u32]) -> (f64, f64) {
+    let logprob = |rows: &[Vec<f32>], i: usize| log_softmax(&rows[i], ids[i + 1]);
+    let all: Vec<f64> = (0..ids.len() - 1).map(|i| (logprob(a, i) - logprob(b, i)).abs()).collect();
+    (all.iter().fold(0.0, |m: f64, x| m.max(*x)), all.iter().sum::<f64>() / all.len() as f64)
+}
+
+#[test]
+fn trained_models_agree_with_the_reference_and_with_the_cpu() {
+    let Some(gpu) = gpu(GpuOptions::default()) else { return };
+    for name in ["alpha", "beta", "gamma", "delta"] {
+        let golden = json(&root().join(format!("models/golden/{name}.json")));
+        let case = &golden["cases"][0];
+        let ids = ids(case);
+        for mode in [Mode::Float, Mode::Int8] {
+            let load = LoadOptions { activations: mode, isa: None };
+            let model = Model::load(&root().join(format!("models/{name}.gguf")), load).unwrap();
+            let mut cpu = Session::new(&model, &pool(), options(mode, 512, 16)).unwrap();
+            let expected = rows(&mut cpu, &ids);
+            for batch in [1, 16] {
+                let mut device =
+                    Session::on_device(&gpu, &model, &pool(), options(mode, 512, batch)).unwrap();
+                let got = rows(&mut device, &ids);
+                let (worst, mean) = differences(&got, &expected, &ids);
+                println!("{name} {mode:?} batch {batch}: to the CPU worst {worst:.1e}, mean {mean:.1e}");
+                assert!(worst < if mode == Mode::Float { 1e-3 } else { 3e-2 }, "{name} {mode:?} {batch}: {worst}");
+                assert!(mean < 1e-3, "{name} {mode:?} {batch}: {mean}");
+                if mode == Mode::Float {
+                    let exact = floats(&case["next_logprob"]);
+                    for i in 0..ids.len() - 1 {
+                        let error = (log_softmax(&got[i], ids[i + 1]) - exact[i]).abs();
+                        assert!(error < 1e-3, "{name} {i}: {error}");
+                    }
+                }
+                let gaps = floats(&case["top1_gap"]);
+                for i in (0..ids.len()).filter(|&i| gaps[i] > 0.3) {
+                    assert_eq!(argmax(&got[i]) as u64, case["top1"][i].as_u64().unwrap(), "{name} {i}");
+                }
+            }
+        }
+    }
+}
