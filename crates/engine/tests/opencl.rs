@@ -99,3 +99,37 @@ fn trained_models_agree_with_the_reference_and_with_the_cpu() {
         }
     }
 }
+
+#[test]
+fn every_architecture_and_feature_agrees_with_the_cpu() {
+    let Some(gpu) = gpu(GpuOptions::default()) else { return };
+    let folder = root().join("crates/engine/tests/golden");
+    let mut paths: Vec<_> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "gguf"))
+        .collect();
+    paths.sort();
+    assert!(paths.len() >= 31, "golden models are missing: {}", paths.len());
+    let mut wrong = Vec::new();
+    for path in paths {
+        let case = json(&path.with_extension("json"));
+        let (ids, context) = (ids(&case), case["n_ctx"].as_u64().unwrap() as usize);
+        for mode in [Mode::Float, Mode::Int8] {
+            let model = Model::load(&path, LoadOptions { activations: mode, isa: None }).unwrap();
+            let mut cpu = Session::new(&model, &pool(), options(mode, context, 16)).unwrap();
+            let expected = rows(&mut cpu, &ids);
+            for batch in [1, 16] {
+                let mut device =
+                    Session::on_device(&gpu, &model, &pool(), options(mode, context, batch)).unwrap();
+                let (worst, mean) = differences(&rows(&mut device, &ids), &expected, &ids);
+                let name = path.file_stem().unwrap().to_string_lossy();
+                println!("{name} {mode:?} batch {batch}: worst {worst:.1e}, mean {mean:.1e}");
+                if !(worst < if mode == Mode::Float { 1e-4 } else { 1e-3 }) {
+                    wrong.push(format!("{name} {mode:?} {batch}: {worst:.1e}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}

@@ -88,19 +88,19 @@ impl Device {
         let f = &self.found;
         let key = Cache::key(&[&f.platform, &f.name, &f.driver, &f.version, &options, source]);
         let cached = self.cache.load(&key);
-        let program = match cached.and_then(|b| Program::from_binary(&self.context, &b, &options).ok()) {
-            Some(program) => program,
-            None => {
-                let built = Program::from_source(&self.context, source, &options);
-                let program = built.map_err(|(code, log)| match code {
-                    -11 => Error::Build { device: f.name.clone(), log },
-                    code => failed("clBuildProgram", code),
-                })?;
-                if let Some(binary) = program.binary() {
-                    self.cache.store(&key, &binary);
-                }
-                program
+        let cached = cached.and_then(|binary| Program::from_binary(&self.context, &binary, &options).ok());
+        let program = if let Some(program) = cached {
+            program
+        } else {
+            let built = Program::from_source(&self.context, source, &options);
+            let program = built.map_err(|(code, log)| match code {
+                -11 => Error::Build { device: f.name.clone(), log },
+                code => failed("clBuildProgram", code),
+            })?;
+            if let Some(binary) = program.binary() {
+                self.cache.store(&key, &binary);
             }
+            program
         };
         names.iter().map(|name| program.kernel(name)).collect()
     }

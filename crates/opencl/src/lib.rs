@@ -12,10 +12,12 @@ mod cache;
 mod device;
 mod error;
 mod find;
+mod measure;
 mod raw;
 
 pub use cache::Cache;
 pub use device::{Device, Kind};
 pub use error::{Error, advice};
 pub use find::{Choice, Found, choose, find};
+pub use measure::{PageIn, Rates};
 pub use raw::{Arg, Buffer, Done, Kernel, Pinned, Queue};

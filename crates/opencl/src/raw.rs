@@ -226,7 +226,7 @@ impl Queue {
     /// When the range does not fit or is not whole words.
     pub fn zero(&self, buffer: &Buffer, range: std::ops::Range<usize>) -> Result<(), Error> {
         assert!(
-            range.end <= buffer.bytes && range.start % 4 == 0 && range.len().is_multiple_of(4),
+            range.end <= buffer.bytes && range.start.is_multiple_of(4) && range.len().is_multiple_of(4),
             "{range:?}"
         );
         if range.is_empty() {

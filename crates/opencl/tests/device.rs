@@ -81,3 +81,11 @@ fn refusals_say_why() {
         Choice::Device(found) => assert!(found.gpu),
     }
 }
+
+#[test]
+fn what_a_device_does_is_measured() {
+    let Some(device) = device(Cache::none()) else { return };
+    let rates = device.measure().unwrap();
+    assert!(rates.read > 0.0 && rates.page_in.iter().all(|p| !p.time.is_zero()), "{rates:?}");
+    println!("{rates:?}");
+}

@@ -54,6 +54,16 @@ pub enum Progress {
     Done(Finish, String),
 }
 
+/// What a pass brought.
+enum Passed<'s> {
+    /// More of the prompt is to come.
+    Chunk,
+    /// What to sample from.
+    Logits(&'s mut [f32]),
+    /// The likeliest token, found on a device.
+    Token(u32),
+}
+
 impl Answer {
     /// An answer to `prompt` (token ids) in `session`. Nothing is computed or forgotten yet.
     ///
@@ -111,21 +121,25 @@ impl Answer {
         }
         let first = self.sequence.len() == self.prompt;
         let start = Instant::now();
-        let logits = self.pass(session, pool)?;
+        let passed = self.pass(session, pool)?;
         if first {
             self.stats.prompt_time += start.elapsed();
         } else {
             self.stats.generate_time += start.elapsed();
             self.stats.steps += 1;
         }
-        let Some(logits) = logits else {
+        if matches!(passed, Passed::Chunk) {
             return Ok(Progress::Prompt { done: self.computed, total: self.sequence.len() });
-        };
+        }
         if self.limit == 0 {
             return Ok(self.done(Finish::Length));
         }
         let start = Instant::now();
-        let token = self.sampler.sample(logits)?;
+        let token = match passed {
+            Passed::Logits(logits) => self.sampler.sample(logits)?,
+            Passed::Token(token) => token,
+            Passed::Chunk => unreachable!("returned above"),
+        };
         let progress = self.take(token, session);
         self.stats.generate_time += start.elapsed();
         Ok(progress)
@@ -162,12 +176,8 @@ impl Answer {
         u32::try_from(missing.div_ceil(batch.max(1)).saturating_add(later)).unwrap_or(u32::MAX)
     }
 
-    /// Computes the next chunk of what the session lacks; logits if it lacks nothing then.
-    fn pass<'s>(
-        &mut self,
-        session: &'s mut Session,
-        pool: &mut Pool,
-    ) -> Result<Option<&'s mut [f32]>, EvalError> {
+    /// Computes the next chunk of what the session lacks; logits, or the likeliest token, if it lacks nothing then.
+    fn pass<'s>(&mut self, session: &'s mut Session, pool: &mut Pool) -> Result<Passed<'s>, EvalError> {
         let total = self.sequence.len();
         // The last token is computed even if the session has it, for its logits.
         let kept = shared(session, &self.sequence).min(total - 1);
@@ -177,11 +187,14 @@ impl Answer {
         self.computed = kept;
         let end = total.min(kept + session.batch());
         let chunk = &self.sequence[kept..end];
-        let logits = if end < total {
-            session.extend(pool, chunk)?;
-            None
-        } else {
-            Some(session.eval(pool, chunk)?)
+        let best = if end == total && self.sampler.takes_the_largest() { session.eval_best(chunk)? } else { None };
+        let passed = match best {
+            Some(token) => Passed::Token(token),
+            None if end < total => {
+                session.extend(pool, chunk)?;
+                Passed::Chunk
+            }
+            None => Passed::Logits(session.eval(pool, chunk)?),
         };
         self.computed = end;
         if total == self.prompt {
@@ -190,7 +203,7 @@ impl Answer {
             }
             self.stats.prompt_tokens += end - kept;
         }
-        Ok(logits)
+        Ok(passed)
     }
 
     /// Makes a sampled token part of the answer.

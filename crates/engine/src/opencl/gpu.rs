@@ -3,7 +3,7 @@
 use super::formats::FLOAT;
 use super::phase::Do;
 use super::source::{Shape, program};
-use nexaquant_opencl::{Arg, Buffer, Cache, Device, Error, Found, Kernel, Kind, Queue};
+use nexaquant_opencl::{Arg, Buffer, Cache, Device, Error, Found, Kernel, Kind, Queue, Rates};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -61,6 +61,13 @@ impl Gpu {
     /// What it is.
     pub fn found(&self) -> &Found {
         self.device.found()
+    }
+    /// Measures what it does at best.
+    ///
+    /// # Errors
+    /// When it has no memory to spare, or fails.
+    pub fn measure(&self) -> Result<Rates, Error> {
+        self.device.measure()
     }
     /// Which path steps take, for people.
     pub fn path(&self) -> String {

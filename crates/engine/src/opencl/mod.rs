@@ -21,6 +21,6 @@ mod source;
 mod tests;
 
 pub use gpu::{Gpu, GpuOptions};
-pub use nexaquant_opencl::{Choice, Error as DeviceError, Found, advice, choose, find};
+pub use nexaquant_opencl::{Choice, Error as DeviceError, Found, PageIn, Rates, advice, choose, find};
 pub use session::OpenError;
 pub(crate) use session::{DeviceSession, Sizes as DeviceSizes};

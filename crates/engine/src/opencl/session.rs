@@ -257,7 +257,13 @@ impl DeviceSession {
         let mut word = [0; 4];
         self.queue.read(&self.arena, self.tokens_at as usize * 16, &mut word)?;
         self.check()?;
-        Ok(u32::from_le_bytes(word))
+        match u32::from_le_bytes(word) {
+            NONE => {
+                let name = "the logits are no numbers; the model file is damaged".to_owned();
+                Err(Error::Call { call: "choosing the likeliest token", name })
+            }
+            token => Ok(token),
+        }
     }
 
     /// Whether work-groups waited in vain for each other, which only a device that does not run all of them at once can bring

@@ -120,7 +120,7 @@ static void choose(const Ctx *c) {
     global const float *x = FLOATS(c, c->P[REC], 0);
     for (uint i = c->tid; i < c->P[REC_STRIDE]; i += T) best(c, &most, &where, x[2 * i], as_uint(x[2 * i + 1]));
     best_of_group(c, &most, &where);
-    if (c->tid == 0) *(global uint *)LINE(c, c->P[TOKENS]) = where == NONE ? 0 : where;
+    if (c->tid == 0) *(global uint *)LINE(c, c->P[TOKENS]) = where;
 }
 
 static void run_phase(const Ctx *c) {
