@@ -133,3 +133,31 @@ fn every_architecture_and_feature_agrees_with_the_cpu() {
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
+
+/// The text of a greedy answer, found through the logits and chosen on the device.
+#[test]
+fn greedy_answers_are_those_of_the_cpu_on_every_path() {
+    use nexaquant_engine::sampler::SamplingParams;
+    use nexaquant_engine::{GenerateOptions, generate};
+    let one_launch = GpuOptions { groups: 1, persistent: Some(true), ..GpuOptions::default() };
+    let (Some(launches), Some(one_launch)) = (gpu(GpuOptions::default()), gpu(one_launch)) else { return };
+    for name in ["alpha", "beta", "gamma", "delta"] {
+        let model =
+            Model::load(&root().join(format!("models/{name}.gguf")), LoadOptions::default()).unwrap();
+        let prompt = model.tokenizer().encode("Tell me about the sea.", nexaquant_engine::tokenizer::Special::AsText).unwrap();
+        let options = GenerateOptions {
+            sampling: SamplingParams::greedy(),
+            max_tokens: Some(40),
+            ..GenerateOptions::default()
+        };
+        let answer = |mut session: Session| {
+            generate(&mut session, &mut pool(), &prompt, &options, |_| std::ops::ControlFlow::Continue(())).unwrap().tokens
+        };
+        let sizes = SessionOptions { context: 256, ..SessionOptions::default() };
+        let expected = answer(Session::new(&model, &pool(), sizes).unwrap());
+        for gpu in [&launches, &one_launch] {
+            let got = answer(Session::on_device(gpu, &model, &pool(), sizes).unwrap());
+            assert_eq!(got, expected, "{name} on {}", gpu.path());
+        }
+    }
+}

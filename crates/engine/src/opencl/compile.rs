@@ -13,6 +13,9 @@ use crate::model::op::{MatrixId, Op, Product, Slot, VectorId, View};
 use crate::weights::WeightTable;
 use nexaquant_kernels::{Activation, Grain, KvType, Layout, Pairing};
 
+/// Positions that attention walks over at a time; `SPAN` of `cl/attention.cl`.
+pub(super) const SPAN: usize = 512;
+
 /// A matrix on the device.
 #[derive(Clone, Debug)]
 pub(super) struct OnDevice {
@@ -44,8 +47,8 @@ pub(super) struct Plan<'a> {
     pub slots: [(u32, usize); 8],
     /// Lines of vectors.
     pub vectors: &'a [u32],
-    /// Lines of low and high angles of each rope table.
-    pub ropes: &'a [(u32, u32)],
+    /// Lines of the angles of each rope table.
+    pub ropes: &'a [u32],
     pub records: u32,
     pub tokens: u32,
     pub partial: u32,
@@ -67,9 +70,14 @@ pub(super) struct Table {
 }
 
 /// Query heads that one walk over the cache serves.
-pub(super) fn tile(arch: &Architecture, layer: usize) -> usize {
+///
+/// One where work-groups enough for all of them run at once: they read the same rows, but do so in a third of the time.
+pub(super) fn tile(gpu: &Gpu, arch: &Architecture, layer: usize, single: bool) -> usize {
     let h = &arch.hparams;
-    (h.heads / h.layers[layer].kv_heads).min((2048 / h.head_dim).max(1))
+    if single && gpu.groups >= h.heads {
+        return 1;
+    }
+    (h.heads / h.layers[layer].kv_heads).min((1024 / h.head_dim).clamp(1, 8))
 }
 
 /// Compiles the whole graph, for steps of one token (`single`) or of several.
@@ -322,8 +330,7 @@ impl Compiler<'_> {
         let plan = self.plan;
         let h = &plan.arch.hparams;
         let Some((k, v)) = heads.kv else { unreachable!("keys are appended before they are attended to") };
-        let (kv_heads, tile, d) = (h.layers[layer].kv_heads, tile(plan.arch, layer), h.head_dim);
-        let (low, high) = plan.ropes[heads.rope];
+        let (kv_heads, tile, d) = (h.layers[layer].kv_heads, tile(plan.gpu, plan.arch, layer, self.single), h.head_dim);
         let keys = plan.kv.k(layer, 0, 0..1);
         let values = plan.kv.v(layer, 0, 0..1);
         let vector = |id: Option<VectorId>| id.map_or(NONE, |id| self.vector(id));
@@ -350,8 +357,8 @@ impl Compiler<'_> {
             stride,
             window.unwrap_or(0) as u32,
             scale.to_bits(),
-            low,
-            high,
+            plan.ropes[heads.rope],
+            0,
             (h.rope_dims / 2) as u32,
             u32::from(plan.arch.spec.pairing == Pairing::Halves),
             u32::from(self.single),
@@ -368,7 +375,7 @@ impl Compiler<'_> {
             phase.0[word::ATTENTION + words.len()..][..more.len()].copy_from_slice(&more);
             phase
         };
-        let local = (2 * tile * d + tile * 64 + 3 * tile + d) * 4;
+        let local = (2 * tile * d + tile * SPAN + (3 + 16) * tile + d) * 4;
         let (rope, attend, combine) = (phase(Do::RopeKv), phase(Do::Attend), phase(Do::Combine));
         if !self.single {
             self.push(rope, d * 4);

@@ -1,6 +1,6 @@
 //! One sequence on a device: weights, cache and activations in one arena, allocated once, and its steps.
 
-use super::compile::{OnDevice, Plan, Table, compile, tile};
+use super::compile::{OnDevice, Plan, SPAN, Table, compile, tile};
 use super::formats::Stored;
 use super::gpu::{Gpu, Numbers, Runner};
 use super::phase::{NONE, Phase};
@@ -50,8 +50,7 @@ pub(crate) struct DeviceSession {
     tokens_at: u32,
     logits_at: u32,
     vocab: usize,
-    /// Work-groups that attention to one token has without splits, and the most splits.
-    heads: usize,
+    /// Most pieces that one token's attention is cut into.
     max_splits: usize,
     logits: Vec<f32>,
     raw: Vec<u8>,
@@ -121,7 +120,7 @@ impl DeviceSession {
         let heads = layers
             .map(|i| {
                 let kv_heads = arch.hparams.layers[i].kv_heads;
-                kv_heads * (arch.hparams.heads / kv_heads).div_ceil(tile(arch, i))
+                kv_heads * (arch.hparams.heads / kv_heads).div_ceil(tile(gpu, arch, i, true))
             })
             .min()
             .unwrap_or(1);
@@ -140,13 +139,8 @@ impl DeviceSession {
         };
         let vectors: Vec<u32> =
             (0..arch.vectors.len()).map(|i| put(&mut places, bytes_of(weights.vector(VectorId(i))))).collect();
-        let rope_lines: Vec<(u32, u32)> = ropes
-            .iter()
-            .map(|table| {
-                let (low, high) = angles(table, sizes.context);
-                (put(&mut places, bytes_of(&low)), put(&mut places, bytes_of(&high)))
-            })
-            .collect();
+        let rope_lines: Vec<u32> =
+            ropes.iter().map(|table| put(&mut places, bytes_of(&angles(table, sizes.context)))).collect();
         let first_page = places.take(page_count * kv.page_bytes());
         let page_lines: Vec<u32> =
             (0..page_count).map(|i| first_page + (i * kv.page_bytes() / 16) as u32).collect();
@@ -217,7 +211,6 @@ impl DeviceSession {
             tokens_at: tokens,
             logits_at: slots[Slot::Logits as usize].0,
             vocab: arch.vocab,
-            heads,
             max_splits,
             logits: vec![0.0; sizes.outputs * arch.vocab],
             raw: Vec::new(),
@@ -289,7 +282,7 @@ impl DeviceSession {
             let bytes: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
             self.queue.write(&self.arena, self.tokens_at as usize * 16, &bytes)?;
         }
-        let splits = if single { ((pos + 1) / 64).clamp(1, self.max_splits) } else { 1 };
+        let splits = if single { (pos + 1).div_ceil(SPAN).clamp(1, self.max_splits) } else { 1 };
         let numbers = Numbers {
             pos: pos as u32,
             tokens: tokens.len() as u32,
@@ -303,7 +296,7 @@ impl DeviceSession {
             kernel: &self.kernel,
             arena: &self.arena,
             sync: &self.sync,
-            local: table.local.max(self.heads.min(1) * 64).next_multiple_of(16),
+            local: table.local.max(16).next_multiple_of(16),
             table: *line,
             lines: self.lines,
             pages: self.pages,
@@ -324,16 +317,13 @@ fn table_length(arch: &crate::model::Architecture) -> usize {
     16 + arch.units.iter().map(|u| 4 * u.ops.len()).sum::<usize>()
 }
 
-/// Cos and sin of positions 0..64 and of every 64th: any position's are those of a sum of two.
-fn angles(table: &RopeTable, context: usize) -> (Vec<f32>, Vec<f32>) {
-    let rows = |n: usize, step: usize, magnitude: f64| {
-        let mut all = Vec::new();
-        for i in 0..n {
-            let angle = |f: &f64| (i * step) as f64 * f;
-            all.extend(table.frequencies.iter().map(|f| (angle(f).cos() * magnitude) as f32));
-            all.extend(table.frequencies.iter().map(|f| (angle(f).sin() * magnitude) as f32));
-        }
-        all
-    };
-    (rows(64, 1, table.magnitude), rows(context / 64 + 1, 64, 1.0))
+/// Cos and sin of every position, as the CPU has them.
+fn angles(table: &RopeTable, context: usize) -> Vec<f32> {
+    let mut all = Vec::with_capacity(context * 2 * table.frequencies.len());
+    for pos in 0..context {
+        let angle = |f: &f64| pos as f64 * f;
+        all.extend(table.frequencies.iter().map(|f| (angle(f).cos() * table.magnitude) as f32));
+        all.extend(table.frequencies.iter().map(|f| (angle(f).sin() * table.magnitude) as f32));
+    }
+    all
 }

@@ -16,8 +16,7 @@
 #define A_OUT_STRIDE 21
 #define WINDOW 22      // 0: none
 #define A_SCALE 23
-#define ROPE_LOW 24    // lines of the angles' cos and sin: positions 0..64, and every 64th
-#define ROPE_HIGH 25
+#define ROPE 24        // line of the angles: for each position cos, then sin, of each pair
 #define PAIRS 26
 #define HALVES 27      // 1: pairs are half a rotation apart
 #define FRESH 28       // 1: queries and this token's key and value come as the product left them
@@ -25,17 +24,16 @@
 #define MAX_SPLITS 30
 // IN, IN_AT, IN_STRIDE: queries; NORM: the queries' norm; COLS: values of a head.
 #define PAGE 32
-#define SPAN 64        // positions walked over at a time
+#define SPAN 512       // positions walked over at a time; as many as that have the CPU's bits
 
 static inline void rotate(const Ctx *c, local float *x, uint heads, uint d, uint pos) {
     local const uint *P = c->P;
     const uint pairs = P[PAIRS];
-    global const float *low = FLOATS(c, P[ROPE_LOW], (pos & 63) * 2 * pairs), *high = FLOATS(c, P[ROPE_HIGH], (pos >> 6) * 2 * pairs);
+    global const float *angles = FLOATS(c, P[ROPE], (ulong)pos * 2 * pairs);
     for (uint i = c->tid; i < heads * pairs; i += T) {
         uint h = i / pairs, k = i % pairs;
         uint a = h * d + (P[HALVES] ? k : 2 * k), b = P[HALVES] ? a + pairs : a + 1;
-        float co = high[k] * low[k] - high[pairs + k] * low[pairs + k];
-        float si = high[pairs + k] * low[k] + high[k] * low[pairs + k];
+        float co = angles[k], si = angles[pairs + k];
         float x0 = x[a], x1 = x[b];
         x[a] = fma(x1, -si, x0 * co);
         x[b] = fma(x0, si, x1 * co);
@@ -43,19 +41,19 @@ static inline void rotate(const Ctx *c, local float *x, uint heads, uint d, uint
     LOCAL_BARRIER;
 }
 
-// Each head of x by its root mean square; all work-items take part in every sum.
+// Each head of x by its root mean square; at most 16 heads.
 static inline void norm_heads(const Ctx *c, local float *x, uint heads, uint d, uint weight) {
     if (weight == NONE) return;
     global const float *w = FLOATS(c, weight, 0);
-    for (uint b = 0; b < heads; b += TEAMS) {
-        uint h = b + c->team;
-        bool live = h < heads;
-        float sum = 0;
-        for (uint i = c->lane; i < d; i += LANES) if (live) sum = fma(x[h * d + i], x[h * d + i], sum);
-        sum = team_add(c, sum);
-        float factor = 1.0f / sqrt(sum / (float)d + as_float(c->P[EPS]));
-        for (uint i = c->lane; i < d; i += LANES) if (live) x[h * d + i] = x[h * d + i] * factor * w[i];
+    for (uint h = c->tid; h < heads; h += T) {
+        float lanes[16];
+        for (uint j = 0; j < 16; j++) lanes[j] = 0;
+        for (uint i = 0; i < d; i++) lanes[i % 16] = fma(x[h * d + i], x[h * d + i], lanes[i % 16]);
+#define V(i) lanes[i]
+        c->red[h] = 1.0f / sqrt(FOLD16(V) / (float)d + as_float(c->P[EPS]));
     }
+    LOCAL_BARRIER;
+    for (uint i = c->tid; i < heads * d; i += T) x[i] = x[i] * c->red[i / d] * w[i % d];
     LOCAL_BARRIER;
 }
 
@@ -124,23 +122,26 @@ static void rope_kv(const Ctx *c) {
 }
 
 static inline float dot_row(const Ctx *c, local const float *q, global const uchar *row, uint d) {
-    float sum = 0;
-    if (c->P[KV_TYPE] == 1 && d % 8 == 0) {
-        for (uint i = 0; i < d; i += 8) {
-            uint4 x = *(global const uint4 *)(row + 2 * i);
-            sum = fma(q[i], half_of(x.x & 0xffff), sum);
-            sum = fma(q[i + 1], half_of(x.x >> 16), sum);
-            sum = fma(q[i + 2], half_of(x.y & 0xffff), sum);
-            sum = fma(q[i + 3], half_of(x.y >> 16), sum);
-            sum = fma(q[i + 4], half_of(x.z & 0xffff), sum);
-            sum = fma(q[i + 5], half_of(x.z >> 16), sum);
-            sum = fma(q[i + 6], half_of(x.w & 0xffff), sum);
-            sum = fma(q[i + 7], half_of(x.w >> 16), sum);
+    float lanes[16];
+    for (uint j = 0; j < 16; j++) lanes[j] = 0;
+    if (c->P[KV_TYPE] == 1 && d % 16 == 0) {
+        for (uint i = 0; i < d; i += 16) {
+            uint4 x[2];
+            x[0] = *(global const uint4 *)(row + 2 * i);
+            x[1] = *(global const uint4 *)(row + 2 * i + 16);
+            for (uint j = 0; j < 2; j++) {
+                uint words[4];
+                words[0] = x[j].x; words[1] = x[j].y; words[2] = x[j].z; words[3] = x[j].w;
+                for (uint k = 0; k < 8; k++) {
+                    float v = half_of(words[k / 2] >> (k % 2 * 16) & 0xffff);
+                    lanes[j * 8 + k] = fma(q[i + j * 8 + k], v, lanes[j * 8 + k]);
+                }
+            }
         }
-        return sum;
+    } else {
+        for (uint i = 0; i < d; i++) lanes[i % 16] = fma(q[i], kv_value(c, row, i), lanes[i % 16]);
     }
-    for (uint i = 0; i < d; i++) sum = fma(q[i], kv_value(c, row, i), sum);
-    return sum;
+    return FOLD16(V);
 }
 
 static void attend(const Ctx *c) {
@@ -148,12 +149,14 @@ static void attend(const Ctx *c) {
     const uint d = P[COLS], kv_heads = P[KV_HEADS], group = P[HEADS] / kv_heads, tile = P[TILE];
     const uint tiles = (group + tile - 1) / tile, each = kv_heads * tiles * c->splits;
     local float *q = (local float *)c->L, *acc = q + tile * d, *scores = acc + tile * d, *m = scores + tile * SPAN;
-    local float *l = m + tile, *correct = l + tile, *k = correct + tile;
+    local float *l = m + tile, *correct = l + tile, *lanes = correct + tile, *k = lanes + 16 * tile;
     for (uint item = c->group; item < c->n * each; item += c->groups) {
         const uint t = item / each, split = item % c->splits, g = item / c->splits % tiles, head = item / c->splits / tiles % kv_heads;
         const uint pos = c->pos0 + t, from = P[WINDOW] != 0 && pos + 1 > P[WINDOW] ? pos + 1 - P[WINDOW] : 0;
         const uint chunk = (pos + 1 - from + c->splits - 1) / c->splits;
         const uint start = min(from + split * chunk, pos + 1), end = min(start + chunk, pos + 1);
+        // All positions at once: then probabilities are divided before they are summed up, as on the CPU.
+        const bool whole = c->splits == 1 && pos + 1 - from <= SPAN;
         const uint first = head * group + g * tile, n = min(tile, group - g * tile);
         global const float *x = FLOATS(c, P[IN], (ulong)t * P[IN_STRIDE] + P[IN_AT] + first * d);
         for (uint i = c->tid; i < n * d; i += T) { q[i] = x[i]; acc[i] = 0; }
@@ -169,32 +172,40 @@ static void attend(const Ctx *c) {
                 scores[h * SPAN + j] = dot_row(c, q + h * d, kv_row(c, head, at + j, false), d) * as_float(P[A_SCALE]);
             }
             LOCAL_BARRIER;
-            for (uint b = 0; b < n; b += TEAMS) {
-                const uint h = b + c->team;
-                const bool live = h < n;
+            for (uint i = c->tid; i < n * 16; i += T) {
                 float max = -INFINITY;
-                for (uint j = c->lane; j < count; j += LANES) if (live) max = fmax(max, scores[h * SPAN + j]);
-                max = team_max(c, max);
-                float old = live ? m[h] : 0, shift = fmax(old, max), sum = 0;
-                if (isinf(shift)) shift = 0;
-                for (uint j = c->lane; j < count; j += LANES) {
-                    if (live) {
-                        float e = exp(scores[h * SPAN + j] - shift);
-                        scores[h * SPAN + j] = e;
-                        sum += e;
-                    }
-                }
-                sum = team_add(c, sum);
-                if (live && c->lane == 0) {
-                    correct[h] = exp(old - shift);
-                    l[h] = l[h] * correct[h] + sum;
-                    m[h] = shift;
-                }
+                for (uint j = i % 16; j < count; j += 16) max = fmax(max, scores[i / 16 * SPAN + j]);
+                lanes[i] = max;
             }
             LOCAL_BARRIER;
+            for (uint h = c->tid; h < n; h += T) {
+                float shift = m[h];
+                for (uint j = 0; j < 16; j++) shift = fmax(shift, lanes[h * 16 + j]);
+                if (isinf(shift)) shift = 0;
+                correct[h] = exp_(m[h] - shift);
+                m[h] = shift;
+            }
+            LOCAL_BARRIER;
+            for (uint i = c->tid; i < n * count; i += T) {
+                uint h = i / count, j = i % count;
+                scores[h * SPAN + j] = exp_(scores[h * SPAN + j] - m[h]);
+            }
+            LOCAL_BARRIER;
+            for (uint i = c->tid; i < n * 16; i += T) {
+                float sum = 0;
+                for (uint j = i % 16; j < count; j += 16) sum += scores[i / 16 * SPAN + j];
+                lanes[i] = sum;
+            }
+            LOCAL_BARRIER;
+            for (uint h = c->tid; h < n; h += T) l[h] = l[h] * correct[h] + fold16(lanes + 16 * h);
+            LOCAL_BARRIER;
+            if (whole) {
+                for (uint i = c->tid; i < n * count; i += T) scores[i / count * SPAN + i % count] /= l[i / count];
+                LOCAL_BARRIER;
+            }
             for (uint i = c->tid; i < n * d; i += T) {
                 uint h = i / d, e = i % d;
-                float a = acc[i] * correct[h];
+                float a = whole ? 0.0f : acc[i] * correct[h];
                 for (uint j = 0; j < count; j++) a = fma(scores[h * SPAN + j], kv_value(c, kv_row(c, head, at + j, true), e), a);
                 acc[i] = a;
             }
@@ -202,7 +213,7 @@ static void attend(const Ctx *c) {
         }
         if (c->splits == 1) {
             global float *out = FLOATS(c, P[A_OUT], (ulong)t * P[A_OUT_STRIDE] + P[A_OUT_AT] + first * d);
-            for (uint i = c->tid; i < n * d; i += T) out[i] = acc[i] / l[i / d];
+            for (uint i = c->tid; i < n * d; i += T) out[i] = whole ? acc[i] : acc[i] / l[i / d];
         } else {
             for (uint i = c->tid; i < n * d; i += T) {
                 uint h = i / d, e = i % d;
@@ -228,7 +239,7 @@ static void combine(const Ctx *c) {
         for (uint s = 0; s < c->splits; s++) {
             global const float *p = part + s * (d + 2);
             if (!(p[1] > 0) && !isnan(p[1])) continue;
-            float f = exp(p[0] - max);
+            float f = exp_(p[0] - max);
             sum = fma(p[2 + e], f, sum);
             l = fma(p[1], f, l);
         }

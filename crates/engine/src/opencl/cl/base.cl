@@ -182,15 +182,47 @@ static inline int group_add_int(const Ctx *c, int x) {
     return ((int)high << 12) + (int)low;
 }
 
+// The order of sums that the CPU keeps: lane i % 16 takes value i, then the lanes are folded. Keeping it makes every
+// result here the CPU's to the last bit, and so what is rounded to 8 bits afterwards.
+#define FOLD16(v) (((v(0) + v(8)) + (v(4) + v(12))) + ((v(2) + v(10)) + (v(6) + v(14))) + \
+                   (((v(1) + v(9)) + (v(5) + v(13))) + ((v(3) + v(11)) + (v(7) + v(15)))))
+static inline float fold16(local const float *v) {
+#define V(i) v[i]
+    return FOLD16(V);
+#undef V
+}
+
 static inline float rms_factor(const Ctx *c, global const float *x, uint n, float eps) {
-    float sum = 0;
-    for (uint i = c->tid; i < n; i += T) sum = fma(x[i], x[i], sum);
-    sum = group_add(c, sum);
+    for (uint lane = c->tid; lane < 16; lane += T) {
+        float sum = 0;
+#pragma unroll 8
+        for (uint i = lane; i < n; i += 16) sum = fma(x[i], x[i], sum);
+        c->red[lane] = sum;
+    }
+    LOCAL_BARRIER;
+    float sum = fold16(c->red);
+    LOCAL_BARRIER;
     return 1.0f / sqrt(sum / (float)n + eps);
 }
 
+// crates/kernels/src/ops/lanes.rs: the same steps, the same bits.
+static inline float exp_(float x) {
+    x = x > 89.0f ? 89.0f : x;
+    x = x < -87.3f ? -87.3f : x;
+    float n = rint(x * 1.44269504f);
+    float r = fma(n, -0.69314575f, x);
+    r = fma(n, -1.4286068e-6f, r);
+    float p = 0.0013814581f;
+    p = fma(p, r, 0.008368725f);
+    p = fma(p, r, 0.04166839f);
+    p = fma(p, r, 0.16666521f);
+    p = fma(p, r, 0.49999994f);
+    p = fma(fma(p, r, 1.0f), r, 1.0f);
+    return isnan(x) ? x : (p + p) * as_float((uint)((int)n - 1 + 127) << 23);
+}
+
 static inline float times_logistic(float x, float t) {
-    return x / (1.0f + exp(-t));
+    return x / (1.0f + exp_(0.0f - t));
 }
 
 // 0: SiLU, 1: ReLU squared, 2: GELU in its tanh form.

@@ -180,7 +180,7 @@ kernel __attribute__((reqd_work_group_size(T, 1, 1))) void phases(
     global uchar *A, uint table, uint lines, uint pages, uint first, uint last, uint pos0, uint n, uint token, uint out0,
     uint nout, uint splits, volatile global uint *sync, local uchar *L) {
     local uint P[2 * PHASE_WORDS];
-    local float red[ROWS * T];
+    local float red[ROWS * T + 16];
     local uint lost;
     Ctx ctx;
     Ctx *c = &ctx;
