@@ -50,7 +50,9 @@ pub fn session(
 ) -> Result<Session, Failure> {
     if let Some(gpu) = gpu(engine)? {
         if engine.budget.is_some() {
-            return Err(Failure::input("--budget is for the CPU's memory; a model on a GPU lies there whole"));
+            return Err(Failure::input(
+                "--budget is for the CPU's memory; a model on a GPU lies there whole",
+            ));
         }
         return Session::on_device(&gpu, model, pool, session).map_err(Failure::input);
     }

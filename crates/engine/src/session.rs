@@ -175,8 +175,7 @@ impl Session {
         options: SessionOptions,
     ) -> Result<Self, SessionError> {
         let mut session = Self::open(model, None, pool, options)?;
-        let sizes =
-            DeviceSizes { context: session.context, batch: session.batch, outputs: session.outputs };
+        let sizes = DeviceSizes { context: session.context, batch: session.batch, outputs: session.outputs };
         let device = DeviceSession::open(gpu, model, session.kv.layout(), &session.ropes, sizes)?;
         session.device = Some(Box::new(device));
         Ok(session)

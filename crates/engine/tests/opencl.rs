@@ -22,7 +22,7 @@ fn gpu(options: GpuOptions) -> Option<Gpu> {
         Ok(found) => Some(Gpu::open(&found[0], options).unwrap()),
         Err(error) => {
             // Not `eprintln!`, which the test harness swallows when a test passes.
-            writeln!(std::io::stderr(), "SKIPPED opencl: {error}").unwrap();
+            std::io::stderr().write_all(format!("SKIPPED opencl: {error}\n").as_bytes()).unwrap();
             None
         }
     }
@@ -82,8 +82,7 @@ fn trained_models_agree_with_the_reference_and_with_the_cpu() {
                 let got = rows(&mut device, &ids);
                 let (worst, mean) = differences(&got, &expected, &ids);
                 println!("{name} {mode:?} batch {batch}: to the CPU worst {worst:.1e}, mean {mean:.1e}");
-                assert!(worst < if mode == Mode::Float { 1e-3 } else { 3e-2 }, "{name} {mode:?} {batch}: {worst}");
-                assert!(mean < 1e-3, "{name} {mode:?} {batch}: {mean}");
+                assert!(worst < 1e-3 && mean < 1e-4, "{name} {mode:?} {batch}: {worst} {mean}");
                 if mode == Mode::Float {
                     let exact = floats(&case["next_logprob"]);
                     for i in 0..ids.len() - 1 {
@@ -125,7 +124,10 @@ fn every_architecture_and_feature_agrees_with_the_cpu() {
                 let (worst, mean) = differences(&rows(&mut device, &ids), &expected, &ids);
                 let name = path.file_stem().unwrap().to_string_lossy();
                 println!("{name} {mode:?} batch {batch}: worst {worst:.1e}, mean {mean:.1e}");
-                if !(worst < if mode == Mode::Float { 1e-4 } else { 1e-3 }) {
+                // Ternary products are exact. Those of other formats differ in the last bits, and where such a value is
+                // quantized in a tiny random model, one step of an activation moves everything after it.
+                let bounds = if mode == Mode::Float { (1e-4, 1e-5) } else { (6e-2, 3e-3) };
+                if worst > bounds.0 || mean > bounds.1 || !worst.is_finite() {
                     wrong.push(format!("{name} {mode:?} {batch}: {worst:.1e}"));
                 }
             }
@@ -142,16 +144,20 @@ fn greedy_answers_are_those_of_the_cpu_on_every_path() {
     let one_launch = GpuOptions { groups: 1, persistent: Some(true), ..GpuOptions::default() };
     let (Some(launches), Some(one_launch)) = (gpu(GpuOptions::default()), gpu(one_launch)) else { return };
     for name in ["alpha", "beta", "gamma", "delta"] {
-        let model =
-            Model::load(&root().join(format!("models/{name}.gguf")), LoadOptions::default()).unwrap();
-        let prompt = model.tokenizer().encode("Tell me about the sea.", nexaquant_engine::tokenizer::Special::AsText).unwrap();
+        let model = Model::load(&root().join(format!("models/{name}.gguf")), LoadOptions::default()).unwrap();
+        let prompt = model
+            .tokenizer()
+            .encode("Tell me about the sea.", nexaquant_engine::tokenizer::Special::AsText)
+            .unwrap();
         let options = GenerateOptions {
             sampling: SamplingParams::greedy(),
             max_tokens: Some(40),
             ..GenerateOptions::default()
         };
         let answer = |mut session: Session| {
-            generate(&mut session, &mut pool(), &prompt, &options, |_| std::ops::ControlFlow::Continue(())).unwrap().tokens
+            generate(&mut session, &mut pool(), &prompt, &options, |_| std::ops::ControlFlow::Continue(()))
+                .unwrap()
+                .tokens
         };
         let sizes = SessionOptions { context: 256, ..SessionOptions::default() };
         let expected = answer(Session::new(&model, &pool(), sizes).unwrap());

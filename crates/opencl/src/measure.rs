@@ -75,10 +75,8 @@ impl Device {
             queue.finish()
         };
         let launch = timed(&in_a_row, 9)? / many;
-        let launch_and_finish = timed(
-            &|| queue.launch(nothing, &args, 1, size, &[]).and_then(|_| queue.finish()),
-            51,
-        )?;
+        let launch_and_finish =
+            timed(&|| queue.launch(nothing, &args, 1, size, &[]).and_then(|_| queue.finish()), 51)?;
 
         let meeting = if self.kind() == Kind::Ptx {
             let meet_for = |times: u32| {

@@ -8,10 +8,10 @@ use crate::failure::Failure;
 use crate::models::{self, Source};
 use crate::output::{self, bytes, table};
 use crate::system::{System, missing_features};
+use device::Measured;
 use nexaquant_engine::kernels::{BoundKernel, FORMATS, Format, ISA_ENV, Isa, Mode};
 use nexaquant_engine::limits::{MemoryRates, memory_rates};
 use nexaquant_engine::{Pool, PoolOptions, model::spec::ArchSpec, topology};
-use device::Measured;
 use serde_json::{Value, json};
 
 pub fn info(args: &InfoArgs) -> Result<(), Failure> {

@@ -187,7 +187,8 @@ impl Answer {
         self.computed = kept;
         let end = total.min(kept + session.batch());
         let chunk = &self.sequence[kept..end];
-        let best = if end == total && self.sampler.takes_the_largest() { session.eval_best(chunk)? } else { None };
+        let best =
+            if end == total && self.sampler.takes_the_largest() { session.eval_best(chunk)? } else { None };
         let passed = match best {
             Some(token) => Passed::Token(token),
             None if end < total => {

@@ -286,12 +286,7 @@ impl Compiler<'_> {
         product
     }
 
-    fn product(
-        &mut self,
-        phase: Phase,
-        products: &[&Product],
-        glu: Option<(View, View, View, Activation)>,
-    ) {
+    fn product(&mut self, phase: Phase, products: &[&Product], glu: Option<(View, View, View, Activation)>) {
         let plan = self.plan;
         let rows = plan.gpu.shape.rows;
         let of: Vec<_> = products.iter().map(|p| (p.matrix, p.out.width)).collect();
@@ -307,7 +302,8 @@ impl Compiler<'_> {
                 phase = phase.of(k, product::SCALE, plan.weights.vector(scale)[0].to_bits());
             }
             if let Some(bias) = p.bias {
-                phase = phase.of(k, product::BIAS, self.vector(bias)).of(k, product::BIAS + 1, p.first as u32);
+                phase =
+                    phase.of(k, product::BIAS, self.vector(bias)).of(k, product::BIAS + 1, p.first as u32);
             }
             if let Some(to) = p.add_to {
                 phase = phase.place(PRODUCT * (k + 1) + product::ADD, self.place(to));
@@ -326,11 +322,20 @@ impl Compiler<'_> {
         self.push(phase, 0);
     }
 
-    fn attention(&mut self, layer: usize, q: View, out: View, window: Option<usize>, scale: f32, heads: &Heads) {
+    fn attention(
+        &mut self,
+        layer: usize,
+        q: View,
+        out: View,
+        window: Option<usize>,
+        scale: f32,
+        heads: &Heads,
+    ) {
         let plan = self.plan;
         let h = &plan.arch.hparams;
         let Some((k, v)) = heads.kv else { unreachable!("keys are appended before they are attended to") };
-        let (kv_heads, tile, d) = (h.layers[layer].kv_heads, tile(plan.gpu, plan.arch, layer, self.single), h.head_dim);
+        let (kv_heads, tile, d) =
+            (h.layers[layer].kv_heads, tile(plan.gpu, plan.arch, layer, self.single), h.head_dim);
         let keys = plan.kv.k(layer, 0, 0..1);
         let values = plan.kv.v(layer, 0, 0..1);
         let vector = |id: Option<VectorId>| id.map_or(NONE, |id| self.vector(id));

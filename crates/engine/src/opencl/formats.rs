@@ -79,9 +79,33 @@ pub(super) static STORED: &[Stored] = &[
     stored!(17 "f32v" "F32" 1 [(0, 4)], false, "item_8" "load_f32v" "acc_8(it, rec, i, acc)" "(cols) / 8"),
     stored!(18 "f16v" "F16" 1 [(0, 2)], false, "item_8" "load_f16v" "acc_8(it, rec, i, acc)" "(cols) / 8"),
     stored!(19 "bf16v" "BF16" 1 [(0, 2)], false, "item_8" "load_bf16v" "acc_8(it, rec, i, acc)" "(cols) / 8"),
-    Stored { code: 20, name: "f32", format: "F32", block: 1, fields: &[(0, 4)], row_scale: false, code_of: None },
-    Stored { code: 21, name: "f16", format: "F16", block: 1, fields: &[(0, 2)], row_scale: false, code_of: None },
-    Stored { code: 22, name: "bf16", format: "BF16", block: 1, fields: &[(0, 2)], row_scale: false, code_of: None },
+    Stored {
+        code: 20,
+        name: "f32",
+        format: "F32",
+        block: 1,
+        fields: &[(0, 4)],
+        row_scale: false,
+        code_of: None,
+    },
+    Stored {
+        code: 21,
+        name: "f16",
+        format: "F16",
+        block: 1,
+        fields: &[(0, 2)],
+        row_scale: false,
+        code_of: None,
+    },
+    Stored {
+        code: 22,
+        name: "bf16",
+        format: "BF16",
+        block: 1,
+        fields: &[(0, 2)],
+        row_scale: false,
+        code_of: None,
+    },
 ];
 
 impl Stored {
@@ -97,7 +121,8 @@ impl Stored {
     /// Bytes of a row in each plane.
     pub fn strides(&self, cols: usize) -> Vec<usize> {
         let blocks = cols / self.block;
-        let mut strides: Vec<_> = self.fields.iter().map(|(_, len)| (blocks * len).next_multiple_of(16)).collect();
+        let mut strides: Vec<_> =
+            self.fields.iter().map(|(_, len)| (blocks * len).next_multiple_of(16)).collect();
         if self.row_scale {
             strides.push(4);
         }
@@ -135,7 +160,8 @@ impl Stored {
                 let scale = if self.code == 5 {
                     1.0
                 } else {
-                    half::f16::from_le_bytes([row[format.block_bytes - 2], row[format.block_bytes - 1]]).to_f32()
+                    half::f16::from_le_bytes([row[format.block_bytes - 2], row[format.block_bytes - 1]])
+                        .to_f32()
                 };
                 to.copy_from_slice(&scale.to_le_bytes());
             }
@@ -146,7 +172,9 @@ impl Stored {
 /// Whether all blocks of every row end with the same two bytes.
 fn one_scale_a_row(bytes: &[u8], row: usize, block: usize) -> bool {
     let scale = |block: &[u8]| [block[block.len() - 2], block[block.len() - 1]];
-    bytes.chunks_exact(row.max(1)).all(|row| row.chunks_exact(block).all(|b| scale(b) == scale(&row[..block])))
+    bytes
+        .chunks_exact(row.max(1))
+        .all(|row| row.chunks_exact(block).all(|b| scale(b) == scale(&row[..block])))
 }
 
 /// The program's number of a grain.

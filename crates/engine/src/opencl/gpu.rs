@@ -77,7 +77,12 @@ impl Gpu {
             Kind::Ptx => "inline PTX",
         };
         let launches = if self.persistent { "one launch a step" } else { "a launch a phase" };
-        format!("{}, {launches}, {} work-groups of {}, {kind}", self.found().name, self.groups, self.shape.group)
+        format!(
+            "{}, {launches}, {} work-groups of {}, {kind}",
+            self.found().name,
+            self.groups,
+            self.shape.group
+        )
     }
 
     /// The program for the stored forms in use. `float` is whether their activations may be floats.

@@ -73,7 +73,9 @@ pub enum OpenError {
     #[error(transparent)]
     Weight(#[from] WeightError),
     /// More than its addresses reach.
-    #[error("the model, its cache and its buffers need {need} bytes; {device} gives {piece} in one piece; lower --ctx or use a smaller model")]
+    #[error(
+        "the model, its cache and its buffers need {need} bytes; {device} gives {piece} in one piece; lower --ctx or use a smaller model"
+    )]
     TooBig {
         /// Bytes needed.
         need: u64,
@@ -112,7 +114,8 @@ impl DeviceSession {
             let width = arch.slot_width(slot);
             slots[slot as usize] = (places.take(rows * width * 4), width);
         }
-        let record = matrices.iter().filter_map(|m| Some(Layout { cols: m.cols, grain: m.grain? }.record_bytes()));
+        let record =
+            matrices.iter().filter_map(|m| Some(Layout { cols: m.cols, grain: m.grain? }.record_bytes()));
         let records = places.take(sizes.batch * record.max().unwrap_or(0));
         let tokens = places.take(sizes.batch * 4);
         let maxima = places.take(gpu.groups * 8);
@@ -137,8 +140,9 @@ impl DeviceSession {
             uploads.push((line, values));
             line
         };
-        let vectors: Vec<u32> =
-            (0..arch.vectors.len()).map(|i| put(&mut places, bytes_of(weights.vector(VectorId(i))))).collect();
+        let vectors: Vec<u32> = (0..arch.vectors.len())
+            .map(|i| put(&mut places, bytes_of(weights.vector(VectorId(i)))))
+            .collect();
         let rope_lines: Vec<u32> =
             ropes.iter().map(|table| put(&mut places, bytes_of(&angles(table, sizes.context)))).collect();
         let first_page = places.take(page_count * kv.page_bytes());
@@ -275,7 +279,13 @@ impl DeviceSession {
         Err(Error::Call { call: "a step in one launch", name })
     }
 
-    fn queue_step(&mut self, tokens: &[u32], pos: usize, outputs: &Range<usize>, best: bool) -> Result<(), Error> {
+    fn queue_step(
+        &mut self,
+        tokens: &[u32],
+        pos: usize,
+        outputs: &Range<usize>,
+        best: bool,
+    ) -> Result<(), Error> {
         let single = tokens.len() == 1;
         let (table, line, kinds) = &self.tables[usize::from(!single)];
         if !single {

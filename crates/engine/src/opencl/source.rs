@@ -21,14 +21,18 @@ pub(super) struct Shape {
 }
 
 /// Where the activations of a product are, and how many columns at a time.
-const PLACES: [(&str, &str, bool); 3] = [("local", "local", false), ("global", "one", false), ("global", "many", true)];
+const PLACES: [(&str, &str, bool); 3] =
+    [("local", "local", false), ("global", "one", false), ("global", "many", true)];
 
 /// The whole program for the codes in use.
 pub(super) fn program(shape: &Shape, codes: &BTreeSet<u32>) -> String {
     let mut text = String::new();
     let (ptx, dot) = (u32::from(shape.kind == Kind::Ptx), u32::from(shape.kind == Kind::DotProduct));
     let (group, lanes, rows) = (shape.group, shape.lanes, shape.rows);
-    let _ = writeln!(text, "#define T {group}\n#define LANES {lanes}\n#define ROWS {rows}\n#define PTX {ptx}\n#define DOT {dot}");
+    let _ = writeln!(
+        text,
+        "#define T {group}\n#define LANES {lanes}\n#define ROWS {rows}\n#define PTX {ptx}\n#define DOT {dot}"
+    );
     text += "#define CAT2(a, b) a##b\n#define CAT(a, b) CAT2(a, b)\n#define AS_INT(x) as_float(x)\n";
     text += include_str!("cl/base.cl");
     text += include_str!("cl/row.cl");
@@ -58,7 +62,10 @@ pub(super) fn program(shape: &Shape, codes: &BTreeSet<u32>) -> String {
             let _ = writeln!(cases, "    case {code}: {part}(c, p, unit, x, stride, last, out); break;");
         }
         let arguments = "const Ctx *c, local const uint *p, uint unit, AS const uchar *x, uint stride, uint last, float *out";
-        let _ = writeln!(text, "static void parts_{name}({arguments}) {{\n    switch (p[FMT]) {{\n{cases}    }}\n}}");
+        let _ = writeln!(
+            text,
+            "static void parts_{name}({arguments}) {{\n    switch (p[FMT]) {{\n{cases}    }}\n}}"
+        );
         let _ = writeln!(text, "#define PARTS parts_{name}\n#define UNITS_OF units_{name}");
         text += include_str!("cl/units.cl");
         text += "#undef PARTS\n#undef UNITS_OF\n#undef AS\n#undef COLUMNS\n";
@@ -67,7 +74,11 @@ pub(super) fn program(shape: &Shape, codes: &BTreeSet<u32>) -> String {
     for &code in codes {
         let Some(s) = stored(code) else { continue };
         let strides = strides(s).join(", ");
-        let _ = writeln!(text, "    case {code}: {{ Row r = row_of(c, p, row, {strides}); return weight_{}(&r, e); }}", s.name);
+        let _ = writeln!(
+            text,
+            "    case {code}: {{ Row r = row_of(c, p, row, {strides}); return weight_{}(&r, e); }}",
+            s.name
+        );
     }
     text += "    }\n    return 0;\n}\nstatic uint stride0(uint code, uint cols) {\n    switch (code) {\n";
     for &code in codes {
@@ -120,7 +131,9 @@ fn one_product(s: &Stored, code: u32, part: &str) -> String {
         }
     }
     text += include_str!("cl/part.cl");
-    for name in ["F_S0", "F_S1", "F_S2", "F_S3", "PART", "F_ITEM", "F_LOAD", "F_STEP", "F_ITEMS", "F_ACC", "F_BITS"] {
+    for name in
+        ["F_S0", "F_S1", "F_S2", "F_S3", "PART", "F_ITEM", "F_LOAD", "F_STEP", "F_ITEMS", "F_ACC", "F_BITS"]
+    {
         let _ = writeln!(text, "#undef {name}");
     }
     text

@@ -59,17 +59,20 @@ pub fn as_text(measured: Option<&Measured>) -> String {
     let us = |d: std::time::Duration| format!("{:.2} µs", d.as_secs_f64() * 1e6);
     let row = |name: String, value: String| vec![name, value];
     let mut rows = vec![
-        row("reading".into(), format!("{:.0} GB/s over {}", rates.read / 1e9, bytes(rates.read_bytes as u64))),
+        row(
+            "reading".into(),
+            format!("{:.0} GB/s over {}", rates.read / 1e9, bytes(rates.read_bytes as u64)),
+        ),
         row("launch".into(), us(rates.launch)),
         row("launch and finish".into(), us(rates.launch_and_finish)),
-        row(
-            "work-groups meeting".into(),
-            rates.meeting.map_or_else(|| "not possible there".to_owned(), us),
-        ),
+        row("work-groups meeting".into(), rates.meeting.map_or_else(|| "not possible there".to_owned(), us)),
     ];
     for p in &rates.page_in {
         let rate = p.bytes as f64 / p.time.as_secs_f64() / 1e9;
-        rows.push(row(format!("page-in of {}", bytes(p.bytes as u64)), format!("{}, {rate:.1} GB/s", us(p.time))));
+        rows.push(row(
+            format!("page-in of {}", bytes(p.bytes as u64)),
+            format!("{}, {rate:.1} GB/s", us(p.time)),
+        ));
     }
     text + &table(&rows, &[], "  ")
 }
@@ -88,7 +91,9 @@ pub fn as_json(measured: Option<&Measured>) -> Value {
         })
     });
     match find() {
-        Err(error) => json!({ "available": false, "why": error.to_string(), "devices": [], "measured": measured }),
+        Err(error) => {
+            json!({ "available": false, "why": error.to_string(), "devices": [], "measured": measured })
+        }
         Ok(list) => {
             let device = |d: &Found| {
                 json!({

@@ -48,7 +48,10 @@ static inline void norm_heads(const Ctx *c, local float *x, uint heads, uint d, 
     for (uint h = c->tid; h < heads; h += T) {
         float lanes[16];
         for (uint j = 0; j < 16; j++) lanes[j] = 0;
-        for (uint i = 0; i < d; i++) lanes[i % 16] = fma(x[h * d + i], x[h * d + i], lanes[i % 16]);
+        for (uint i = 0; i < d; i += 16) {
+#pragma unroll
+            for (uint j = 0; j < 16; j++) if (i + j < d) lanes[j] = fma(x[h * d + i + j], x[h * d + i + j], lanes[j]);
+        }
 #define V(i) lanes[i]
         c->red[h] = 1.0f / sqrt(FOLD16(V) / (float)d + as_float(c->P[EPS]));
     }
@@ -129,9 +132,11 @@ static inline float dot_row(const Ctx *c, local const float *q, global const uch
             uint4 x[2];
             x[0] = *(global const uint4 *)(row + 2 * i);
             x[1] = *(global const uint4 *)(row + 2 * i + 16);
+#pragma unroll
             for (uint j = 0; j < 2; j++) {
                 uint words[4];
                 words[0] = x[j].x; words[1] = x[j].y; words[2] = x[j].z; words[3] = x[j].w;
+#pragma unroll
                 for (uint k = 0; k < 8; k++) {
                     float v = half_of(words[k / 2] >> (k % 2 * 16) & 0xffff);
                     lanes[j * 8 + k] = fma(q[i + j * 8 + k], v, lanes[j * 8 + k]);
@@ -139,7 +144,10 @@ static inline float dot_row(const Ctx *c, local const float *q, global const uch
             }
         }
     } else {
-        for (uint i = 0; i < d; i++) lanes[i % 16] = fma(q[i], kv_value(c, row, i), lanes[i % 16]);
+        for (uint i = 0; i < d; i += 16) {
+#pragma unroll
+            for (uint j = 0; j < 16; j++) if (i + j < d) lanes[j] = fma(q[i + j], kv_value(c, row, i + j), lanes[j]);
+        }
     }
     return FOLD16(V);
 }

@@ -166,7 +166,7 @@ static void fetch_ahead(const Ctx *c, local const uint *P) {
         ulong stride = stride0(p[FMT], P[COLS]), at = a * each * stride, end = min((ulong)b * each, (ulong)p[ROWS_OF]) * stride;
         global const uchar *base = LINE(c, p[MAT]);
         for (ulong i = at + c->tid * 128; i < min(end, at + AHEAD); i += T * 128)
-            asm volatile("prefetch.global.L2 [%0];" : : "l"(base + i));
+            asm volatile("prefetch.global.L2 [%0];" : : "l"((ulong)(base + i)));
     }
 }
 #define DEVICE_FENCE asm volatile("membar.gl;" : : : "memory")

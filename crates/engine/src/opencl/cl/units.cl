@@ -26,6 +26,7 @@ static void UNITS_OF(const Ctx *c, AS const uchar *x, uint stride) {
                 // The sums of ROWS rows over the lanes.
 #if PTX
                 float sums[ROWS];
+#pragma unroll
                 for (uint r = 0; r < ROWS; r++) {
                     float v = out[r * COLUMNS + k];
                     for (uint o = LANES / 2; o > 0; o >>= 1) {
@@ -44,6 +45,7 @@ static void UNITS_OF(const Ctx *c, AS const uchar *x, uint stride) {
                     if (row >= p[ROWS_OF]) continue;
                     float y[2] = {0, 0};
 #if PTX
+#pragma unroll
                     for (uint j = 0; j < ROWS; j++) {
                         if (j == r) y[0] = sums[j];
                         if (j == r + ROWS / 2) y[1] = sums[j];
