@@ -1,5 +1,6 @@
 //! What a device does with bytes and programs. Any device will do, PoCL's too.
 
+#![allow(clippy::unwrap_used)]
 use nexaquant_opencl::{Arg, Cache, Choice, Device, Error, choose, find};
 use std::io::Write;
 use std::sync::Arc;
