@@ -220,6 +220,30 @@ impl Queue {
         event.map(|e| drop(Done(e))).map_err(|code| failed("clEnqueueReadBuffer", code))
     }
 
+    /// Bytes from two buffers, for the wait of one.
+    ///
+    /// # Panics
+    /// When a range does not fit.
+    pub fn read_both(
+        &self,
+        first: (&Buffer, usize, &mut [u8]),
+        second: (&Buffer, usize, &mut [u8]),
+    ) -> Result<(), Error> {
+        let (from, at, to) = first;
+        assert!(at + to.len() <= from.bytes && !to.is_empty(), "read of {} at {at}", to.len());
+        // SAFETY: the range is inside the buffer; `to` outlives the read, because the queue is in order and this function
+        // does not return before a later command, or all, have ended.
+        let event = unsafe {
+            let p = to.as_mut_ptr().cast::<c_void>();
+            cl3::command_queue::enqueue_read_buffer(self.raw, from.raw, 0, at, to.len(), p, 0, ptr::null())
+        };
+        event.map(|e| drop(Done(e))).map_err(|code| failed("clEnqueueReadBuffer", code))?;
+        let (from, at, to) = second;
+        self.read(from, at, to).inspect_err(|_| {
+            let _ = self.finish();
+        })
+    }
+
     /// Zeros `range` of a buffer.
     ///
     /// # Panics

@@ -69,6 +69,13 @@ pub(super) struct Table {
     pub local: usize,
 }
 
+/// Bytes of a quantized input on the device: values, sums of 16, scales and sums of their groups, in the order of the
+/// column. The CPU's records have more, and another order, for its own kernels.
+pub(super) fn record_bytes(cols: usize, grain: Grain) -> usize {
+    let layout = Layout { cols, grain };
+    (layout.padded() + layout.padded() / 8 + 8 * layout.groups()).next_multiple_of(64)
+}
+
 /// Query heads that one walk over the cache serves.
 ///
 /// One where work-groups enough for all of them run at once: they read the same rows, but do so in a third of the time.
@@ -273,7 +280,7 @@ impl Compiler<'_> {
             self.push(phase, 0);
             return read(Phase::new(Do::MatMul), to);
         };
-        let record = Layout { cols: input.width, grain }.record_bytes();
+        let record = record_bytes(input.width, grain);
         let maxima = Layout { cols: input.width, grain }.padded() / 16 * 4;
         let words = |phase: Phase| phase.set(word::REC, plan.records).set(word::REC_STRIDE, record as u32);
         if self.single && record + maxima <= plan.local {

@@ -1,6 +1,6 @@
 //! One sequence on a device: weights, cache and activations in one arena, allocated once, and its steps.
 
-use super::compile::{OnDevice, Plan, SPAN, Table, compile, tile};
+use super::compile::{OnDevice, Plan, SPAN, Table, compile, record_bytes, tile};
 use super::formats::Stored;
 use super::gpu::{Gpu, Numbers, Runner};
 use super::phase::{NONE, Phase};
@@ -8,7 +8,6 @@ use crate::kv::{KvLayout, PAGE};
 use crate::loader::Model;
 use crate::model::op::{MatrixId, RopeTable, Slot, VectorId};
 use crate::weights::WeightError;
-use nexaquant_kernels::Layout;
 use nexaquant_opencl::{Buffer, Error, Kernel, Queue};
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -114,8 +113,7 @@ impl DeviceSession {
             let width = arch.slot_width(slot);
             slots[slot as usize] = (places.take(rows * width * 4), width);
         }
-        let record =
-            matrices.iter().filter_map(|m| Some(Layout { cols: m.cols, grain: m.grain? }.record_bytes()));
+        let record = matrices.iter().filter_map(|m| Some(record_bytes(m.cols, m.grain?)));
         let records = places.take(sizes.batch * record.max().unwrap_or(0));
         let tokens = places.take(sizes.batch * 4);
         let maxima = places.take(gpu.groups * 8);
@@ -239,9 +237,11 @@ impl DeviceSession {
     pub fn step(&mut self, tokens: &[u32], pos: usize, outputs: &Range<usize>) -> Result<(), Error> {
         self.queue_step(tokens, pos, outputs, false)?;
         let n = outputs.len() * self.vocab;
-        self.raw.resize(n * 4, 0);
-        self.queue.read(&self.arena, self.logits_at as usize * 16, &mut self.raw)?;
-        self.check()?;
+        let mut raw = std::mem::take(&mut self.raw);
+        raw.resize(n * 4, 0);
+        let done = self.fetch(self.logits_at, &mut raw);
+        self.raw = raw;
+        done?;
         for (x, bytes) in self.logits.iter_mut().zip(self.raw.chunks_exact(4)) {
             *x = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         }
@@ -252,8 +252,7 @@ impl DeviceSession {
     pub fn step_greedy(&mut self, tokens: &[u32], pos: usize) -> Result<u32, Error> {
         self.queue_step(tokens, pos, &(tokens.len() - 1..tokens.len()), true)?;
         let mut word = [0; 4];
-        self.queue.read(&self.arena, self.tokens_at as usize * 16, &mut word)?;
-        self.check()?;
+        self.fetch(self.tokens_at, &mut word)?;
         match u32::from_le_bytes(word) {
             NONE => {
                 let name = "the logits are no numbers; the model file is damaged".to_owned();
@@ -263,15 +262,20 @@ impl DeviceSession {
         }
     }
 
-    /// Whether work-groups waited in vain for each other, which only a device that does not run all of them at once can bring
-    /// about.
-    fn check(&self) -> Result<(), Error> {
+    /// Waits for the step's end and takes what lies at `line`. An error if work-groups waited in vain for each other, which
+    /// only a device that does not run all of them at once can bring about.
+    fn fetch(&self, line: u32, to: &mut [u8]) -> Result<(), Error> {
+        let at = line as usize * 16;
         if !self.gpu.persistent || self.gpu.groups == 1 {
-            return Ok(());
+            return self.queue.read(&self.arena, at, to);
         }
-        let mut word = [0; 4];
-        self.queue.read(&self.sync, 8, &mut word)?;
-        if word == [0; 4] {
+        let mut lost = [0; 4];
+        if to.is_empty() {
+            self.queue.read(&self.sync, 8, &mut lost)?;
+        } else {
+            self.queue.read_both((&self.sync, 8, &mut lost), (&self.arena, at, to))?;
+        }
+        if lost == [0; 4] {
             return Ok(());
         }
         self.queue.zero(&self.sync, 0..64)?;

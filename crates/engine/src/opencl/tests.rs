@@ -1,6 +1,6 @@
 //! Products of every format on a device, alone: against the CPU's kernels, on records that both have quantized.
 
-use super::compile::OnDevice;
+use super::compile::{OnDevice, record_bytes};
 use super::formats::{STORED, Stored, grain_code};
 use super::gpu::{Gpu, GpuOptions, Numbers, Runner};
 use super::phase::{Do, NONE, PRODUCT, Phase, product, word};
@@ -85,7 +85,7 @@ fn on_device(
     stored.pack(format, body, rows, cols, &mut packed);
 
     // Lines: phases, addresses, inputs, results, records, the matrix; between them words that nobody may touch.
-    let record = grain.map_or(0, |grain| Layout { cols, grain }.record_bytes());
+    let record = grain.map_or(0, |grain| record_bytes(cols, grain));
     let sizes = [4096, 16, x.len() * 4, n * rows * 4, n * record, packed.len()];
     let mut at = [0; 6];
     let mut end = 0;

@@ -215,8 +215,8 @@ kernel __attribute__((reqd_work_group_size(T, 1, 1))) void phases(
 #endif
             if (c->tid == 0) {
                 uint spins = 0;
-                while (*sync < meetings * c->groups && spins < 400000000u) spins++;
-                if (spins >= 400000000u) lost = 1;
+                while (*sync < meetings * c->groups && spins < 20000000u) spins++;
+                if (spins >= 20000000u) lost = 1;
                 DEVICE_FENCE;
             }
         }

@@ -1,5 +1,6 @@
-// One input vector, normalized if asked for, to one record of signed bytes: crates/kernels/src/acts.rs has the layout and
-// ops/quantize.rs the arithmetic, which is the same here. AS says where the record lies.
+// One input vector, normalized if asked for, to one record of signed bytes, with the arithmetic of
+// crates/kernels/src/ops/quantize.rs: the values in order, padded with zeros to 256; a short sum of every 16; a scale of every
+// group; a sum of every group. AS says where the record lies.
 //
 // A work-item takes 16 values at a time: they share a sum, and every group of values with one scale is whole chunks.
 
