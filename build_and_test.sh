@@ -46,6 +46,7 @@ step "a real run"
 bin=$(cargo metadata --format-version 1 --no-deps --locked | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')/release/nexaquant
 "$bin" run alpha -p "Tell me a story about a little fox." --seed 7 -n 60
 "$bin" m3 --events none
+if ldd "$bin" 2>/dev/null | grep -qi opencl; then echo "error: the program is linked against OpenCL" >&2; exit 1; fi
 if python3 -c 'import openai, anthropic, ollama' >/dev/null 2>&1; then
   said=$(mktemp)
   "$bin" serve alpha beta gamma --budget 10MB --port 0 2>"$said" &

@@ -461,6 +461,9 @@ pub struct InfoArgs {
     /// Measure how fast memory is copied and read, too: about a second, and 256 MB of memory.
     #[arg(long)]
     pub measure: bool,
+    /// With --measure: a device as other commands take it, whose reading, launches, meetings and copies are measured, too.
+    #[arg(long, value_name = "DEVICE", requires = "measure")]
+    pub device: Option<String>,
     /// Threads to measure with. Without it one for each physical core this process may use.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..), requires = "measure")]
     pub threads: Option<u16>,
@@ -546,6 +549,16 @@ pub struct EngineArgs {
     /// as it is needed. Without it the weights are used where they lie, in the mapped file.
     #[arg(long, value_name = "SIZE", value_parser = crate::size::parse, allow_hyphen_values = true)]
     pub budget: Option<u64>,
+    /// What computes: cpu; gpu, the GPU with most memory; auto, that GPU if there is one, else the CPU; the number of an
+    /// OpenCL device as info lists it, or a part of its name.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu")]
+    pub device: String,
+    /// On a GPU: launch each phase of a step by itself, where a step would be one launch.
+    #[arg(long)]
+    pub gpu_launches: bool,
+    /// On a GPU: work-groups. Without it one for each compute unit, which is also the most that a step in one launch may have.
+    #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]
+    pub gpu_groups: usize,
     /// Let the system move threads from core to core.
     #[arg(long)]
     pub no_pin: bool,

@@ -5,6 +5,7 @@ use crate::models::Source;
 use crate::options;
 use crate::output::note;
 use nexaquant_engine::m3::{Memory, MemoryOptions};
+use nexaquant_engine::opencl::{Choice, Gpu, choose};
 use nexaquant_engine::{LoadCause, LoadOptions, Model, Pool, Session, SessionOptions, topology};
 
 /// Loads a model and starts the threads.
@@ -47,12 +48,44 @@ pub fn session(
     engine: &options::Engine,
     session: SessionOptions,
 ) -> Result<Session, Failure> {
+    if let Some(gpu) = gpu(engine)? {
+        if engine.budget.is_some() {
+            return Err(Failure::input(
+                "--budget is for the CPU's memory; a model on a GPU lies there whole",
+            ));
+        }
+        return Session::on_device(&gpu, model, pool, session).map_err(Failure::input);
+    }
     let Some(budget) = engine.budget else {
         return Session::new(model, pool, session).map_err(Failure::input);
     };
     let memory = Memory::new(MemoryOptions::new(budget)).map_err(Failure::input)?;
     let placed = memory.add(&model.name(), model).map_err(Failure::input)?;
     Session::placed(&placed, pool, session).map_err(Failure::input)
+}
+
+/// The device that computes, where that is not the CPU. Says so if the CPU takes the place of one.
+pub fn gpu(engine: &options::Engine) -> Result<Option<Gpu>, Failure> {
+    match choose(&engine.device).map_err(|error| Failure::Input(format!("--device: {error}")))? {
+        Choice::Cpu(None) => Ok(None),
+        Choice::Cpu(Some(why)) => {
+            note("note: ", &format!("computing on the CPU: {why}"));
+            Ok(None)
+        }
+        Choice::Device(found) => {
+            let gpu = Gpu::open(&found, engine.gpu).map_err(Failure::input)?;
+            note("note: ", &format!("computing on {}", gpu.path()));
+            Ok(Some(gpu))
+        }
+    }
+}
+
+/// Refuses devices where only the CPU can do it.
+pub fn only_cpu(engine: &options::Engine, what: &str) -> Result<(), Failure> {
+    if engine.device.eq_ignore_ascii_case("cpu") {
+        return Ok(());
+    }
+    Err(Failure::Input(format!("--device {}: {what} runs on the CPU only", engine.device)))
 }
 
 /// Loads a model.

@@ -4,6 +4,7 @@ use crate::args::{Activations, AnswerArgs, ChatArgs, EngineArgs, Kv, RunArgs, Sa
 use crate::failure::Failure;
 use crate::models::{self, Source};
 use nexaquant_engine::kernels::{KvType, Mode};
+use nexaquant_engine::opencl::GpuOptions;
 use nexaquant_engine::sampler::SamplingParams;
 use nexaquant_engine::{DEFAULT_CONTEXT, GenerateOptions, LoadOptions, PoolOptions, SessionOptions};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -11,7 +12,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 
 /// How the model is loaded and computed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Engine {
     pub load: LoadOptions,
     pub pool: PoolOptions,
@@ -21,6 +22,9 @@ pub struct Engine {
     pub batch: usize,
     /// Bytes for everything; `None`: weights stay in the mapped file and the rest takes what it needs.
     pub budget: Option<u64>,
+    /// What computes, as typed.
+    pub device: String,
+    pub gpu: GpuOptions,
 }
 
 impl Engine {
@@ -140,6 +144,12 @@ pub fn engine(args: &EngineArgs) -> Engine {
         kv,
         batch: args.batch.into(),
         budget: args.budget,
+        device: args.device.clone(),
+        gpu: GpuOptions {
+            groups: args.gpu_groups,
+            persistent: args.gpu_launches.then_some(false),
+            ..GpuOptions::default()
+        },
     }
 }
 

@@ -26,6 +26,7 @@ pub mod limits;
 mod loader;
 pub mod m3;
 pub mod model;
+pub mod opencl;
 pub mod sampler;
 pub mod scheduler;
 mod session;

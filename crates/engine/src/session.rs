@@ -10,6 +10,7 @@ use crate::kv::{KvCache, KvLayout, KvTypeError, PAGE};
 use crate::loader::Model;
 use crate::m3::{MemoryError, Placed, Tenancy};
 use crate::model::op::{Op, RopeTable};
+use crate::opencl::{DeviceError, DeviceSession, DeviceSizes, Gpu, OpenError};
 use crate::threads::{Crew, Pool, Tuner, Worker};
 use crate::weights::Place;
 use nexaquant_kernels::{KvType, Ops};
@@ -83,6 +84,9 @@ pub enum EvalError {
     /// The budget has no room, or the weights cannot be read; the session is as it was.
     #[error(transparent)]
     Budget(Box<MemoryError>),
+    /// The device fails.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
 }
 
 impl From<MemoryError> for EvalError {
@@ -101,6 +105,9 @@ pub enum SessionError {
     /// The system gives no more memory.
     #[error(transparent)]
     Memory(#[from] OutOfMemory),
+    /// The device has no room, or fails.
+    #[error(transparent)]
+    Device(#[from] OpenError),
 }
 
 /// One sequence.
@@ -109,6 +116,8 @@ pub struct Session {
     model: Model,
     /// Where there is a budget.
     tenancy: Option<Tenancy>,
+    /// Where another device computes.
+    device: Option<Box<DeviceSession>>,
     ops: Ops,
     ropes: Vec<RopeTable>,
     /// `None` before the first step and after [`Session::rest`].
@@ -155,6 +164,23 @@ impl Session {
         Ok(session)
     }
 
+    /// Opens an empty session on a device, which gets its own copy of the weights.
+    ///
+    /// # Errors
+    /// When the device has no room for model, cache and activations.
+    pub fn on_device(
+        gpu: &Gpu,
+        model: &Model,
+        pool: &Pool,
+        options: SessionOptions,
+    ) -> Result<Self, SessionError> {
+        let mut session = Self::open(model, None, pool, options)?;
+        let sizes = DeviceSizes { context: session.context, batch: session.batch, outputs: session.outputs };
+        let device = DeviceSession::open(gpu, model, session.kv.layout(), &session.ropes, sizes)?;
+        session.device = Some(Box::new(device));
+        Ok(session)
+    }
+
     fn open(
         model: &Model,
         tenancy: Option<Tenancy>,
@@ -169,6 +195,7 @@ impl Session {
         let mut session = Self {
             model: model.clone(),
             tenancy,
+            device: None,
             ops: model.ops(),
             ropes,
             scratch: None,
@@ -214,6 +241,9 @@ impl Session {
     }
     /// Bytes of cache and activations held now.
     pub fn bytes(&self) -> usize {
+        if let Some(device) = &self.device {
+            return device.bytes();
+        }
         self.kv.bytes() + self.scratch.as_ref().map_or(0, Scratch::bytes)
     }
     /// Most tokens of one forward pass.
@@ -267,6 +297,21 @@ impl Session {
         Ok(self.logits(0))
     }
 
+    /// Appends one step's tokens and returns the likeliest token after them, where a device can tell without its logits coming
+    /// back; `None` elsewhere, and nothing has happened then.
+    pub(crate) fn eval_best(&mut self, tokens: &[u32]) -> Result<Option<u32>, EvalError> {
+        self.check(tokens, self.tokens.len())?;
+        let Some(device) = &mut self.device else { return Ok(None) };
+        let best = device.step_greedy(tokens, self.tokens.len())?;
+        self.tokens.extend_from_slice(tokens);
+        Ok(Some(best))
+    }
+
+    /// On what the session computes, where that is not the CPU.
+    pub fn device_path(&self) -> Option<String> {
+        self.device.as_ref().map(|device| device.path())
+    }
+
     /// Appends tokens whose logits nobody wants: the head is not computed.
     pub fn extend(&mut self, pool: &mut Pool, tokens: &[u32]) -> Result<(), EvalError> {
         self.check(tokens, self.tokens.len())?;
@@ -307,6 +352,9 @@ impl Session {
 
     /// Logits of the `row`-th token of the last step's outputs.
     pub(crate) fn logits(&mut self, row: usize) -> &mut [f32] {
+        if let Some(device) = &mut self.device {
+            return device.logits(row);
+        }
         let Some(scratch) = &mut self.scratch else { return &mut [] };
         let buffer = &mut scratch.slots[crate::model::op::Slot::Logits as usize];
         let width = buffer.width;
@@ -372,6 +420,11 @@ impl Session {
 
     /// One forward pass over at most a batch; the head runs for `outputs` (indices in `tokens`).
     fn step(&mut self, pool: &mut Pool, tokens: &[u32], outputs: Range<usize>) -> Result<(), EvalError> {
+        if let Some(device) = &mut self.device {
+            device.step(tokens, self.tokens.len(), &outputs)?;
+            self.tokens.extend_from_slice(tokens);
+            return Ok(());
+        }
         self.prepare(pool.threads(), tokens.len())?;
         let Some(scratch) = &self.scratch else { unreachable!("`prepare` has made it") };
         if let Some(tenancy) = &self.tenancy {

@@ -162,6 +162,16 @@ impl WeightTable {
     pub(crate) fn offset(&self, id: MatrixId) -> u64 {
         self.matrices[id.0].info.offset
     }
+    /// What a device needs to hold a matrix: its format, rows, columns, own multiplier, and its rows' bytes in the file.
+    pub(crate) fn raw<'f>(
+        &self,
+        id: MatrixId,
+        file: &'f ModelFile,
+    ) -> (&'static Format, usize, usize, f32, &'f [u8]) {
+        let m = &self.matrices[id.0];
+        let bytes = m.info.data(file.bytes()).unwrap_or_default();
+        (m.format, m.rows, m.cols, m.scale, &bytes[..bytes.len().min(m.rows * m.row_bytes)])
+    }
     /// Some rows of a matrix from their bytes.
     pub(crate) fn of_rows<'b>(&self, id: MatrixId, bytes: &'b [u8]) -> Weights<'b> {
         let m = &self.matrices[id.0];

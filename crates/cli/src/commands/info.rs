@@ -1,24 +1,26 @@
 //! `info`: what this machine offers, what of it will be used, and why something will not.
 
+mod device;
+
 use crate::args::InfoArgs;
 use crate::engine;
 use crate::failure::Failure;
 use crate::models::{self, Source};
 use crate::output::{self, bytes, table};
 use crate::system::{System, missing_features};
+use device::Measured;
 use nexaquant_engine::kernels::{BoundKernel, FORMATS, Format, ISA_ENV, Isa, Mode};
 use nexaquant_engine::limits::{MemoryRates, memory_rates};
 use nexaquant_engine::{Pool, PoolOptions, model::spec::ArchSpec, topology};
 use serde_json::{Value, json};
 
-const OPENCL: &str = "not built in yet: CPU only";
-
 pub fn info(args: &InfoArgs) -> Result<(), Failure> {
     let rates = if args.measure { Some(measure(args.threads)?) } else { None };
+    let device = args.device.as_deref().map(device::measure).transpose()?.flatten();
     if args.json {
-        output::print_json(&as_json(rates.as_ref()))
+        output::print_json(&as_json(rates.as_ref(), device.as_ref()))
     } else {
-        output::print(&as_text(rates.as_ref()))
+        output::print(&as_text(rates.as_ref(), device.as_ref()))
     }
 }
 
@@ -75,7 +77,7 @@ fn kernels(format: &'static Format, isa: Isa) -> [Option<String>; 2] {
     [int8, float].map(|kernel| kernel.map(|k| k.isa().to_string()))
 }
 
-fn as_text(rates: Option<&MemoryRates>) -> String {
+fn as_text(rates: Option<&MemoryRates>, device: Option<&Measured>) -> String {
     let system = System::here();
     let row = |name: &str, text: String| vec![name.to_owned(), text];
     let unknown = || "the system does not tell".to_owned();
@@ -144,8 +146,8 @@ fn as_text(rates: Option<&MemoryRates>) -> String {
         rows.push(row("copying", speed(rates.copy)));
         rows.push(row("reading", speed(rates.read)));
     }
-    rows.push(row("OpenCL", OPENCL.to_owned()));
     text += &table(&rows, &[], "  ");
+    text += &device::as_text(device);
 
     text += "\nModels\n";
     let found = |name: &&str| row(name, bundled(name).unwrap_or_else(|why| why));
@@ -177,7 +179,7 @@ fn as_text(rates: Option<&MemoryRates>) -> String {
     text
 }
 
-fn as_json(rates: Option<&MemoryRates>) -> Value {
+fn as_json(rates: Option<&MemoryRates>, device: Option<&Measured>) -> Value {
     let system = System::here();
     let t = topology();
     let limits = system.limits();
@@ -219,7 +221,7 @@ fn as_json(rates: Option<&MemoryRates>) -> Value {
         "memory_copy_bytes_per_s": rates.map(|rates| rates.copy),
         "memory_read_bytes_per_s": rates.map(|rates| rates.read),
         "measured_threads": rates.map(|rates| rates.threads),
-        "opencl": { "available": false, "why": OPENCL },
+        "opencl": device::as_json(device),
         "models": models::BUNDLED.iter().map(model).collect::<Vec<_>>(),
         "formats": FORMATS.iter().map(format).collect::<Vec<_>>(),
         "architectures": ArchSpec::all_names().collect::<Vec<_>>(),

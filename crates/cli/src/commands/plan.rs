@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
     let options = options::engine(&args.engine);
+    engine::only_cpu(&options, "plan")?;
     let named = scenario::pinned(scenario::named(&args.models)?, &args.memory.pin)?;
     let roles = named
         .iter()

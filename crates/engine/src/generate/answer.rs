@@ -113,6 +113,16 @@ pub enum Progress {
     Done(Finish, String),
 }
 
+/// What a pass brought.
+enum Passed {
+    /// More of the prompt is to come.
+    Chunk,
+    /// Logits to sample from, in the session.
+    Logits,
+    /// The likeliest token, found on a device.
+    Token(u32),
+}
+
 impl Answer {
     /// An answer to `prompt` (token ids) in `session`. Nothing is computed or forgotten yet.
     ///
@@ -174,20 +184,29 @@ impl Answer {
         }
         let first = self.sequence.len() == self.prompt;
         let start = Instant::now();
-        let logits = self.pass(session, pool)?;
+        let passed = self.pass(session, pool)?;
         if first {
             self.stats.prompt_time += start.elapsed();
         } else {
             self.stats.generate_time += start.elapsed();
             self.stats.steps += 1;
         }
-        let Some(logits) = logits else {
+        if matches!(passed, Passed::Chunk) {
             return Ok(Progress::Prompt { done: self.computed, total: self.sequence.len() });
-        };
+        }
         if self.limit == 0 {
             return Ok(self.done(Finish::Length));
         }
         let start = Instant::now();
+        let logits = match passed {
+            Passed::Logits => session.logits(0),
+            Passed::Token(token) => {
+                let progress = self.take(token, session);
+                self.stats.generate_time += start.elapsed();
+                return Ok(progress);
+            }
+            Passed::Chunk => unreachable!("returned above"),
+        };
         let raw = self.log_probs.map(|top| (top, logits.to_vec()));
         if let Some(constraint) = &mut self.constraint {
             constraint.forbid(logits)?;
@@ -241,12 +260,8 @@ impl Answer {
         u32::try_from(missing.div_ceil(batch.max(1)).saturating_add(later)).unwrap_or(u32::MAX)
     }
 
-    /// Computes the next chunk of what the session lacks; logits if it lacks nothing then.
-    fn pass<'s>(
-        &mut self,
-        session: &'s mut Session,
-        pool: &mut Pool,
-    ) -> Result<Option<&'s mut [f32]>, EvalError> {
+    /// Computes the next chunk of what the session lacks; logits, or the likeliest token, if it lacks nothing then.
+    fn pass(&mut self, session: &mut Session, pool: &mut Pool) -> Result<Passed, EvalError> {
         let total = self.sequence.len();
         // The last token is computed even if the session has it, for its logits.
         let kept = shared(session, &self.sequence).min(total - 1);
@@ -256,11 +271,20 @@ impl Answer {
         self.computed = kept;
         let end = total.min(kept + session.batch());
         let chunk = &self.sequence[kept..end];
-        if end < total {
-            session.extend(pool, chunk)?;
-        } else {
-            session.eval(pool, chunk)?;
-        }
+        // Where nothing needs the logits, a device may find the token itself.
+        let greedy = self.sampler.takes_the_largest() && self.log_probs.is_none() && self.constraint.is_none();
+        let best = if end == total && greedy { session.eval_best(chunk)? } else { None };
+        let passed = match best {
+            Some(token) => Passed::Token(token),
+            None if end < total => {
+                session.extend(pool, chunk)?;
+                Passed::Chunk
+            }
+            None => {
+                session.eval(pool, chunk)?;
+                Passed::Logits
+            }
+        };
         if let Some(pooled) = self.pooled.as_mut().filter(|_| total == self.prompt) {
             pooled.take(session, kept, end - kept);
         }
@@ -271,7 +295,7 @@ impl Answer {
             }
             self.stats.prompt_tokens += end - kept;
         }
-        Ok((end == total).then(|| session.logits(0)))
+        Ok(passed)
     }
 
     /// Makes a sampled token part of the answer.

@@ -162,6 +162,13 @@ impl Sampler {
         Ok(self.candidates.draw(self.params.temperature, &mut self.rng))
     }
 
+    /// Whether the model's own largest logit always wins, so that nobody need see the others.
+    pub(crate) fn takes_the_largest(&self) -> bool {
+        let p = &self.params;
+        let penalties = p.repeat_penalty != 1.0 || p.presence_penalty != 0.0 || p.frequency_penalty != 0.0;
+        p.temperature == 0.0 && !penalties && self.bias.is_empty()
+    }
+
     /// Works out the logits that differ from the model's.
     fn collect_changed(&mut self, logits: &[f32]) {
         self.changed.clear();

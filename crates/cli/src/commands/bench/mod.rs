@@ -21,6 +21,7 @@ use crate::failure::Failure;
 use crate::options::{self, mode};
 use crate::output::note;
 use nexaquant_engine::kernels::{Isa, KvType};
+use nexaquant_engine::opencl::GpuOptions;
 use nexaquant_engine::{LoadOptions, PoolOptions, topology};
 use row::Row;
 use serde_json::json;
@@ -91,6 +92,9 @@ fn models(args: &BenchArgs) -> Result<(), Failure> {
         kv: KvType::F16,
         batch: args.batch.into(),
         budget: args.budget,
+        // What it compares with is the CPU's.
+        device: "cpu".to_owned(),
+        gpu: GpuOptions::default(),
     };
     let bench = Bench::new(engine, &subjects)?;
     for _ in 0..args.repeat {

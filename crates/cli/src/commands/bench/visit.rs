@@ -79,7 +79,7 @@ impl Bench {
     /// Measures a row once.
     pub fn visit(&self, cell: &Cell<'_>) -> Result<Found, Failure> {
         let model = &cell.subject.model;
-        let options = options::Engine { kv: options::kv_type(cell.kv), ..self.engine };
+        let options = options::Engine { kv: options::kv_type(cell.kv), ..self.engine.clone() };
         // One pool at a time: idle workers of another would take turns with these.
         let pin = self.engine.pool.pin;
         let mut pool = Pool::new(nexaquant_engine::PoolOptions { threads: Some(cell.threads), pin })

@@ -47,6 +47,7 @@ struct Asked {
 pub fn m3(mut args: M3Args) -> Result<(), Failure> {
     let scenario = scenario::scenario(&args)?;
     let options = options::engine(&args.engine);
+    engine::only_cpu(&options, "m3")?;
     args.sampling.seed = args.sampling.seed.or(Some(SEED));
     let answer =
         AnswerArgs { max_tokens: Some(scenario.tokens as usize), stop: Vec::new(), ignore_eos: false };

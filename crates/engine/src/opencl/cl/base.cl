@@ -1,0 +1,237 @@
+// What every part of the program uses: the phase table's words, dot products of bytes, sums over lanes.
+//
+// The program is compiled with these numbers defined:
+//   T       work-items in a work-group
+//   LANES   work-items of a team, which shares the items of a few rows; T is a multiple
+//   ROWS    rows of a team's unit of work, even
+//   PTX     1 where the compiler takes NVIDIA's inline PTX
+//   DOT     1 where the integer dot product extension is there
+//
+// Everything lies in one allocation, the arena A. Places in it are counted in lines of 16 bytes.
+
+#pragma OPENCL FP_CONTRACT OFF
+
+#define TEAMS (T / LANES)
+#define NONE 0xffffffffu
+
+// Words of a phase. Kinds that have no products use words from 9 on as they say.
+#define KIND 0
+#define FLAGS 1       // 1: only the tokens whose logits are wanted; 2: gate and up in one unit; 4: sums of q wanted
+#define COLS 2        // values of the input
+#define GRAIN 3       // 0: 32 values share a scale, 1: 256, 2: all, 3: no quantization
+#define IN 4          // line, first value, values from token to token
+#define IN_AT 5
+#define IN_STRIDE 6
+#define NORM 7        // line of the norm's weights, or NONE
+#define EPS 8
+#define NPROD 9
+#define UNITS 10
+#define REC 11        // line of the quantized input, bytes from token to token
+#define REC_STRIDE 12
+#define ACTIVATION 13
+#define SOFTCAP 14    // of logits, 0 for none
+#define PROD 16       // products, PROD_WORDS each
+#define PROD_WORDS 16
+#define FMT 0
+#define MAT 1         // index in the address table; the line itself once the phase is in local memory
+#define ROWS_OF 2
+#define PL1 3         // lines from the first plane to the others
+#define PL2 4
+#define PL3 5
+#define OUT 6
+#define OUT_AT 7
+#define OUT_STRIDE 8
+#define SCALE 9
+#define BIAS 10
+#define BIAS_AT 11
+#define ADD 12
+#define ADD_AT 13
+#define ADD_STRIDE 14
+#define TENSOR 15
+#define PHASE_WORDS 64
+
+typedef struct {
+    global uchar *A;
+    local uint *P;        // the phase
+    local uchar *L;       // room, as much as the largest phase needs
+    local float *red;     // ROWS * T floats for sums
+    uint pos0, n, token, out0, nout, splits, pages;
+    uint tid, lane, team, group, groups;
+} Ctx;
+
+#define LINE(c, line) ((c)->A + ((ulong)(line) << 4))
+#define FLOATS(c, line, at) ((global float *)LINE(c, line) + (at))
+
+// a and b hold four signed bytes each.
+static inline int dot4(uint a, uint b, int acc) {
+#if PTX
+    int d;
+    asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(acc));
+    return d;
+#elif DOT
+    return acc + dot_4x8packed_ss_int(a, b);
+#else
+    char4 x = as_char4(a), y = as_char4(b);
+    return acc + x.x * y.x + x.y * y.y + x.z * y.z + x.w * y.w;
+#endif
+}
+
+static inline int dot16(uint4 a, uint4 b, int acc) {
+    return dot4(a.w, b.w, dot4(a.z, b.z, dot4(a.y, b.y, dot4(a.x, b.x, acc))));
+}
+
+// The half at p, which is even.
+static inline float half_at(global const uchar *p) {
+#if PTX
+    float y;
+    ushort u = *(global const ushort *)p;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(u));
+    return y;
+#else
+    return vload_half(0, (global const half *)p);
+#endif
+}
+
+static inline float half_of(uint bits) {
+#if PTX
+    float y;
+    ushort u = (ushort)bits;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(u));
+    return y;
+#else
+    ushort u = (ushort)bits;
+    return vload_half(0, (private const half *)&u);
+#endif
+}
+
+// A work-group of one waits for nobody; drivers for CPUs compile barriers badly and are given such groups.
+#if T == 1
+#define LOCAL_BARRIER
+#define GROUP_BARRIER
+#else
+#define LOCAL_BARRIER barrier(CLK_LOCAL_MEM_FENCE)
+#define GROUP_BARRIER barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE)
+#endif
+
+#if PTX
+static inline float lane_xor(float x, uint o) {
+    float y;
+    asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=f"(y) : "f"(x), "r"(o));
+    return y;
+}
+static inline int lane_xor_int(int x, uint o) {
+    return as_int(lane_xor(as_float(x), o));
+}
+#endif
+
+// Over the lanes of a team, to all of them. Every work-item of the group must be here.
+static inline float team_add(const Ctx *c, float x) {
+    for (uint o = LANES / 2; o > 0; o >>= 1) {
+#if PTX
+        x += lane_xor(x, o);
+#else
+        c->red[c->tid] = x;
+        LOCAL_BARRIER;
+        x += c->red[c->tid ^ o];
+        LOCAL_BARRIER;
+#endif
+    }
+    return x;
+}
+
+static inline float team_max(const Ctx *c, float x) {
+    for (uint o = LANES / 2; o > 0; o >>= 1) {
+#if PTX
+        x = fmax(x, lane_xor(x, o));
+#else
+        c->red[c->tid] = x;
+        LOCAL_BARRIER;
+        x = fmax(x, c->red[c->tid ^ o]);
+        LOCAL_BARRIER;
+#endif
+    }
+    return x;
+}
+
+// Over the work-group, to all of it.
+static inline float group_add(const Ctx *c, float x) {
+    x = team_add(c, x);
+    if (c->lane == 0) c->red[c->team] = x;
+    LOCAL_BARRIER;
+    float sum = 0;
+    for (uint i = 0; i < TEAMS; i++) sum += c->red[i];
+    LOCAL_BARRIER;
+    return sum;
+}
+
+static inline float group_max(const Ctx *c, float x) {
+    x = team_max(c, x);
+    if (c->lane == 0) c->red[c->team] = x;
+    LOCAL_BARRIER;
+    float max = c->red[0];
+    for (uint i = 1; i < TEAMS; i++) max = fmax(max, c->red[i]);
+    LOCAL_BARRIER;
+    return max;
+}
+
+// Exact as long as the sum is below 2^24, which the caller sees to.
+static inline int group_add_int(const Ctx *c, int x) {
+    // Two halves, so that each is exact in a float: |x| of a work-item is below 2^24 by the length of a row.
+    float high = group_add(c, (float)(x >> 12));
+    float low = group_add(c, (float)(x & 0xfff));
+    return ((int)high << 12) + (int)low;
+}
+
+// The order of sums that the CPU keeps: lane i % 16 takes value i, then the lanes are folded. Keeping it makes every
+// result here the CPU's to the last bit, and so what is rounded to 8 bits afterwards.
+#define FOLD16(v) (((v(0) + v(8)) + (v(4) + v(12))) + ((v(2) + v(10)) + (v(6) + v(14))) + \
+                   (((v(1) + v(9)) + (v(5) + v(13))) + ((v(3) + v(11)) + (v(7) + v(15)))))
+static inline float fold16(local const float *v) {
+#define V(i) v[i]
+    return FOLD16(V);
+#undef V
+}
+
+static inline float rms_factor(const Ctx *c, global const float *x, uint n, float eps) {
+    for (uint lane = c->tid; lane < 16; lane += T) {
+        float sum = 0;
+#pragma unroll 8
+        for (uint i = lane; i < n; i += 16) sum = fma(x[i], x[i], sum);
+        c->red[lane] = sum;
+    }
+    LOCAL_BARRIER;
+    float sum = fold16(c->red);
+    LOCAL_BARRIER;
+    return 1.0f / sqrt(sum / (float)n + eps);
+}
+
+// crates/kernels/src/ops/lanes.rs: the same steps, the same bits.
+static inline float exp_(float x) {
+    x = x > 89.0f ? 89.0f : x;
+    x = x < -87.3f ? -87.3f : x;
+    float n = rint(x * 1.44269504f);
+    float r = fma(n, -0.69314575f, x);
+    r = fma(n, -1.4286068e-6f, r);
+    float p = 0.0013814581f;
+    p = fma(p, r, 0.008368725f);
+    p = fma(p, r, 0.04166839f);
+    p = fma(p, r, 0.16666521f);
+    p = fma(p, r, 0.49999994f);
+    p = fma(fma(p, r, 1.0f), r, 1.0f);
+    return isnan(x) ? x : (p + p) * as_float((uint)((int)n - 1 + 127) << 23);
+}
+
+static inline float times_logistic(float x, float t) {
+    return x / (1.0f + exp_(0.0f - t));
+}
+
+// 0: SiLU, 1: ReLU squared, 2: GELU in its tanh form.
+static inline float activate(uint which, float x) {
+    if (which == 0) return times_logistic(x, x);
+    if (which == 1) { x = x < 0.0f ? 0.0f : x; return x * x; }
+    return times_logistic(x, x * 1.595769f * fma(x * x, 0.044715f, 1.0f));
+}
+
+// Tokens of the phase: first, count.
+static inline uint first_token(const Ctx *c) { return c->P[FLAGS] & 1 ? c->out0 : 0; }
+static inline uint count_tokens(const Ctx *c) { return c->P[FLAGS] & 1 ? c->nout : c->n; }

@@ -1,0 +1,234 @@
+// The phases that are neither a product nor attention, and the two ways to run a table of phases.
+
+#define EMBED 1
+#define QUANTIZE 2
+#define MATVEC 3
+#define MATMUL 4
+#define ROPE_KV 5
+#define ATTEND 6
+#define COMBINE 7
+#define ADD_NORM 8
+#define GLU 9
+#define ARGMAX 10
+#define CHOOSE 11
+
+// X = scale * row of the table. Words: SCALE of product 0; TOKENS line.
+#define TOKENS 8
+static void embed(const Ctx *c) {
+    local const uint *p = c->P + PROD;
+    const uint cols = c->P[COLS];
+    for (uint i = c->group * T + c->tid; i < c->n * cols; i += c->groups * T) {
+        uint t = i / cols;
+        uint token = c->token != NONE ? c->token : ((global const uint *)LINE(c, c->P[TOKENS]))[t];
+        float w = weight_of(c, p, token, i % cols) * as_float(p[TENSOR]);
+        FLOATS(c, p[OUT], 0)[(ulong)t * p[OUT_STRIDE] + i % cols] = w * as_float(p[SCALE]);
+    }
+}
+
+// Inputs of products with several columns: records, or normalized floats to OUT of product 0.
+static void quantize_all(const Ctx *c) {
+    local const uint *P = c->P;
+    const uint t0 = first_token(c), nt = count_tokens(c);
+    for (uint i = c->group; i < nt; i += c->groups) {
+        global const float *x = FLOATS(c, P[IN], (ulong)(t0 + i) * P[IN_STRIDE] + P[IN_AT]);
+        if (P[GRAIN] == 3) {
+            float factor = rms_factor(c, x, P[COLS], as_float(P[EPS]));
+            global const float *w = FLOATS(c, P[NORM], 0);
+            global float *out = FLOATS(c, P[PROD + OUT], (ulong)(t0 + i) * P[PROD + OUT_STRIDE]);
+            for (uint k = c->tid; k < P[COLS]; k += T) out[k] = x[k] * factor * w[k];
+        } else {
+            quantize_global(c, x, LINE(c, P[REC]) + (ulong)i * P[REC_STRIDE], (local float *)c->L);
+        }
+        GROUP_BARRIER;
+    }
+}
+
+static void matvec(const Ctx *c) {
+    local const uint *P = c->P;
+    // Without a unit of its own a work-group need not know the input.
+    if ((ulong)c->group * P[UNITS] / c->groups == (ulong)(c->group + 1) * P[UNITS] / c->groups) return;
+    quantize_local(c, FLOATS(c, P[IN], P[IN_AT] + first_token(c) * P[IN_STRIDE]), c->L, (local float *)(c->L + P[REC_STRIDE]));
+    units_local(c, c->L, 0);
+}
+
+static void matmul(const Ctx *c) {
+    local const uint *P = c->P;
+    global const uchar *x = LINE(c, P[REC]);
+    uint stride = P[REC_STRIDE];
+    if (P[GRAIN] == 3) {
+        x = (global const uchar *)FLOATS(c, P[IN], (ulong)first_token(c) * P[IN_STRIDE] + P[IN_AT]);
+        stride = P[IN_STRIDE] * 4;
+    }
+    if (count_tokens(c) == 1) units_one(c, x, stride);
+    else units_many(c, x, stride);
+}
+
+// X += norm(IN) * weights.
+static void add_norm(const Ctx *c) {
+    local const uint *P = c->P;
+    const uint cols = P[COLS];
+    // One token is shared out among all work-groups, each of which finds the same factor; of several each has its own.
+    for (uint t = c->n == 1 ? 0 : c->group; t < c->n; t += c->n == 1 ? 1 : c->groups) {
+        global const float *x = FLOATS(c, P[IN], (ulong)t * P[IN_STRIDE] + P[IN_AT]);
+        float factor = rms_factor(c, x, cols, as_float(P[EPS]));
+        global const float *w = FLOATS(c, P[NORM], 0);
+        global float *out = FLOATS(c, P[PROD + OUT], (ulong)t * P[PROD + OUT_STRIDE]);
+        uint from = c->n == 1 ? c->group * T + c->tid : c->tid, step = c->n == 1 ? c->groups * T : T;
+        for (uint i = from; i < cols; i += step) out[i] += x[i] * factor * w[i];
+    }
+}
+
+static void glu(const Ctx *c) {
+    local const uint *P = c->P;
+    const uint cols = P[COLS];
+    for (uint i = c->group * T + c->tid; i < c->n * cols; i += c->groups * T) {
+        uint t = i / cols, k = i % cols;
+        global const float *gate = FLOATS(c, P[IN], (ulong)t * P[IN_STRIDE] + P[IN_AT]);
+        FLOATS(c, P[PROD + OUT], 0)[(ulong)t * P[PROD + OUT_STRIDE] + k] = activate(P[ACTIVATION], gate[k]) * gate[cols + k];
+    }
+}
+
+// The largest of a work-group's share of the logits and where it is; of equals the first. NaN is passed over.
+static void best(const Ctx *c, float *most, uint *where, float x, uint i) {
+    if (x > *most || (x == *most && i < *where)) { *most = x; *where = i; }
+}
+static void best_of_group(const Ctx *c, float *most, uint *where) {
+    local float *values = (local float *)c->L;
+    local uint *places = (local uint *)(values + T);
+    values[c->tid] = *most;
+    places[c->tid] = *where;
+    LOCAL_BARRIER;
+    if (c->tid == 0) for (uint i = 1; i < T; i++) best(c, most, where, values[i], places[i]);
+    LOCAL_BARRIER;
+}
+static void argmax(const Ctx *c) {
+    local const uint *P = c->P;
+    float most = -INFINITY;
+    uint where = NONE;
+    global const float *x = FLOATS(c, P[IN], 0);
+    for (uint i = c->group * T + c->tid; i < P[COLS]; i += c->groups * T) best(c, &most, &where, x[i], i);
+    best_of_group(c, &most, &where);
+    if (c->tid == 0) {
+        FLOATS(c, P[REC], 0)[2 * c->group] = most;
+        FLOATS(c, P[REC], 0)[2 * c->group + 1] = as_float(where);
+    }
+}
+static void choose(const Ctx *c) {
+    if (c->group != 0) return;
+    float most = -INFINITY;
+    uint where = NONE;
+    global const float *x = FLOATS(c, c->P[REC], 0);
+    for (uint i = c->tid; i < c->P[REC_STRIDE]; i += T) best(c, &most, &where, x[2 * i], as_uint(x[2 * i + 1]));
+    best_of_group(c, &most, &where);
+    if (c->tid == 0) *(global uint *)LINE(c, c->P[TOKENS]) = where;
+}
+
+static void run_phase(const Ctx *c) {
+    switch (c->P[KIND]) {
+        case EMBED: embed(c); break;
+        case QUANTIZE: quantize_all(c); break;
+        case MATVEC: matvec(c); break;
+        case MATMUL: matmul(c); break;
+        case ROPE_KV: rope_kv(c); break;
+        case ATTEND: attend(c); break;
+        case COMBINE: combine(c); break;
+        case ADD_NORM: add_norm(c); break;
+        case GLU: glu(c); break;
+        case ARGMAX: argmax(c); break;
+        case CHOOSE: choose(c); break;
+    }
+}
+
+static inline bool has_products(uint kind) { return kind == EMBED || kind == MATVEC || kind == MATMUL; }
+
+// A phase to local memory, with the lines of its matrices in place of their numbers.
+static void fetch(local uint *to, global const uint *table, global const uint *lines, uint tid) {
+    for (uint i = tid; i < PHASE_WORDS; i += T) {
+        uint word = table[i];
+        if (has_products(table[KIND]) && i >= PROD && (i - PROD) % PROD_WORDS == MAT && word != NONE) word = lines[word];
+        to[i] = word;
+    }
+}
+
+#if PTX
+// The first bytes of the next phase's rows of this work-group on their way to the cache, while others are waited for.
+#define AHEAD 65536
+static void fetch_ahead(const Ctx *c, local const uint *P) {
+    if (P[KIND] != MATVEC) return;
+    const uint units = P[UNITS], pair = P[FLAGS] & 2;
+    uint from = (uint)((ulong)c->group * units / c->groups), to = (uint)((ulong)(c->group + 1) * units / c->groups), before = 0;
+    for (uint k = 0; k < P[NPROD]; k++) {
+        local const uint *p = P + PROD + k * PROD_WORDS;
+        uint each = pair ? ROWS / 2 : ROWS, n = (p[ROWS_OF] + each - 1) / each;
+        uint a = pair ? from : max(from, before) - before, b = pair ? to : min(to, before + n) > before ? min(to, before + n) - before : 0;
+        if (!pair) before += n;
+        if (a >= b) continue;
+        ulong stride = stride0(p[FMT], P[COLS]), at = a * each * stride, end = min((ulong)b * each, (ulong)p[ROWS_OF]) * stride;
+        global const uchar *base = LINE(c, p[MAT]);
+        for (ulong i = at + c->tid * 128; i < min(end, at + AHEAD); i += T * 128)
+            asm volatile("prefetch.global.L2 [%0];" : : "l"((ulong)(base + i)));
+    }
+}
+#define DEVICE_FENCE asm volatile("membar.gl;" : : : "memory")
+#else
+#define DEVICE_FENCE mem_fence(CLK_GLOBAL_MEM_FENCE)
+#endif
+
+// Phases first..last of a table. Several of them in one launch need a device on which all work-groups run at once: they
+// meet at a counter between two phases. One work-group may always run all.
+kernel __attribute__((reqd_work_group_size(T, 1, 1))) void phases(
+    global uchar *A, uint table, uint lines, uint pages, uint first, uint last, uint pos0, uint n, uint token, uint out0,
+    uint nout, uint splits, volatile global uint *sync, local uchar *L) {
+    local uint P[2 * PHASE_WORDS];
+    local float red[ROWS * T + 16];
+    local uint lost;
+    Ctx ctx;
+    Ctx *c = &ctx;
+    c->A = A;
+    c->L = L;
+    c->red = red;
+    c->pos0 = pos0; c->n = n; c->token = token; c->out0 = out0; c->nout = nout; c->splits = splits; c->pages = pages;
+    c->tid = get_local_id(0); c->lane = c->tid % LANES; c->team = c->tid / LANES;
+    c->group = get_group_id(0); c->groups = get_num_groups(0);
+    global const uint *words = (global const uint *)LINE(c, table), *where = (global const uint *)LINE(c, lines);
+    fetch(P, words + first * PHASE_WORDS, where, c->tid);
+    if (c->tid == 0) lost = 0;
+    LOCAL_BARRIER;
+    uint meetings = 0;
+    for (uint i = first; i < last; i++) {
+        c->P = P + ((i - first) & 1) * PHASE_WORDS;
+        bool skip = c->P[KIND] == COMBINE && splits == 1;
+        if (!skip) run_phase(c);
+        if (i + 1 == last) break;
+        local uint *next = P + ((i + 1 - first) & 1) * PHASE_WORDS;
+        GROUP_BARRIER;
+        fetch(next, words + (i + 1) * PHASE_WORDS, where, c->tid);
+        if (!skip && c->groups > 1) {
+            meetings++;
+            if (c->tid == 0) {
+                DEVICE_FENCE;
+                atomic_add((volatile global uint *)sync, 1u);
+            }
+#if PTX
+            LOCAL_BARRIER;
+            fetch_ahead(c, next);
+#endif
+            if (c->tid == 0) {
+                uint spins = 0;
+                while (*sync < meetings * c->groups && spins < 20000000u) spins++;
+                if (spins >= 20000000u) lost = 1;
+                DEVICE_FENCE;
+            }
+        }
+        GROUP_BARRIER;
+        if (lost) break;
+    }
+    // Whoever leaves last clears the counter for the next launch.
+    if (c->groups > 1 && meetings > 0 && c->tid == 0) {
+        if (lost) sync[2] = 1;
+        if (atomic_add((volatile global uint *)sync + 1, 1u) == c->groups - 1) {
+            sync[0] = 0;
+            sync[1] = 0;
+        }
+    }
+}

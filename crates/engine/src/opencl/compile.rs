@@ -1,0 +1,423 @@
+//! From op lists to phases.
+//!
+//! With one token a product's phase normalizes and quantizes its input itself, in every work-group alike: that takes less
+//! time than meeting once more. Attention rotates its queries and writes the token's key and value. With several tokens
+//! these are phases of their own. Norms go into the product behind them, gate and up into one unit, sums into the product.
+
+use super::formats::{FLOAT, Stored, grain_code};
+use super::gpu::Gpu;
+use super::phase::{Do, NONE, PRODUCT, Phase, Place, product, word};
+use crate::kv::KvLayout;
+use crate::model::Architecture;
+use crate::model::op::{MatrixId, Op, Product, Slot, VectorId, View};
+use crate::weights::WeightTable;
+use nexaquant_kernels::{Activation, Grain, KvType, Layout, Pairing};
+
+/// Positions that attention walks over at a time; `SPAN` of `cl/attention.cl`.
+pub(super) const SPAN: usize = 512;
+
+/// A matrix on the device.
+#[derive(Clone, Debug)]
+pub(super) struct OnDevice {
+    pub stored: &'static Stored,
+    pub rows: usize,
+    pub cols: usize,
+    /// The tensor's own multiplier.
+    pub scale: f32,
+    /// How its activations are quantized; `None`: they are floats.
+    pub grain: Option<Grain>,
+}
+
+impl OnDevice {
+    /// Its number in the program.
+    pub fn code(&self) -> u32 {
+        let dense = (17..=22).contains(&self.stored.code);
+        self.stored.code + if self.grain.is_none() && !dense { FLOAT } else { 0 }
+    }
+}
+
+/// Where everything lies.
+pub(super) struct Plan<'a> {
+    pub gpu: &'a Gpu,
+    pub arch: &'a Architecture,
+    pub weights: &'a WeightTable,
+    pub matrices: &'a [OnDevice],
+    pub kv: &'a KvLayout,
+    /// Line and width of each slot.
+    pub slots: [(u32, usize); 8],
+    /// Lines of vectors.
+    pub vectors: &'a [u32],
+    /// Lines of the angles of each rope table.
+    pub ropes: &'a [u32],
+    pub records: u32,
+    pub tokens: u32,
+    pub partial: u32,
+    pub maxima: u32,
+    pub max_splits: u32,
+    /// Bytes of local memory that a work-group may take.
+    pub local: usize,
+}
+
+/// A table of phases and where its parts end.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Table {
+    pub phases: Vec<Phase>,
+    /// Phases before the head, up to the logits, and all.
+    pub body: usize,
+    pub head: usize,
+    /// Bytes of local memory that some phase needs.
+    pub local: usize,
+}
+
+/// Bytes of a quantized input on the device: values, sums of 16, scales and sums of their groups, in the order of the
+/// column. The CPU's records have more, and another order, for its own kernels.
+pub(super) fn record_bytes(cols: usize, grain: Grain) -> usize {
+    let layout = Layout { cols, grain };
+    (layout.padded() + layout.padded() / 8 + 8 * layout.groups()).next_multiple_of(64)
+}
+
+/// Query heads that one walk over the cache serves.
+///
+/// One where work-groups enough for all of them run at once: they read the same rows, but do so in a third of the time.
+pub(super) fn tile(gpu: &Gpu, arch: &Architecture, layer: usize, single: bool) -> usize {
+    let h = &arch.hparams;
+    if single && gpu.groups >= h.heads {
+        return 1;
+    }
+    (h.heads / h.layers[layer].kv_heads).min((1024 / h.head_dim).clamp(1, 8))
+}
+
+/// Compiles the whole graph, for steps of one token (`single`) or of several.
+pub(super) fn compile(plan: &Plan<'_>, single: bool) -> Table {
+    let mut c = Compiler { plan, single, table: Table::default(), head: false };
+    let units = &plan.arch.units;
+    for (i, unit) in units.iter().enumerate() {
+        if i + 1 == units.len() {
+            c.table.body = c.table.phases.len();
+            c.head = true;
+        }
+        c.unit(&unit.ops);
+    }
+    c.table.head = c.table.phases.len();
+    c.argmax();
+    // What finding a maximum needs.
+    c.table.local = c.table.local.max(8 * plan.gpu.shape.group);
+    c.table
+}
+
+struct Compiler<'a> {
+    plan: &'a Plan<'a>,
+    single: bool,
+    table: Table,
+    /// In the head, which runs for some tokens only.
+    head: bool,
+}
+
+/// What attention needs to know of the ops before it.
+#[derive(Default)]
+struct Heads {
+    q_norm: Option<VectorId>,
+    k_norm: Option<VectorId>,
+    rope: usize,
+    kv: Option<(View, View)>,
+}
+
+impl Compiler<'_> {
+    fn place(&self, view: View) -> Place {
+        let (line, width) = self.plan.slots[view.slot as usize];
+        [line, view.at as u32, width as u32]
+    }
+    fn vector(&self, id: VectorId) -> u32 {
+        self.plan.vectors[id.0]
+    }
+    fn push(&mut self, phase: Phase, local: usize) {
+        self.table.local = self.table.local.max(local);
+        self.table.phases.push(phase);
+    }
+
+    fn unit(&mut self, ops: &[Op]) {
+        let mut heads = Heads::default();
+        let mut norm: Option<(View, VectorId)> = None;
+        let mut i = 0;
+        while i < ops.len() {
+            let next = ops.get(i + 1);
+            match &ops[i] {
+                Op::Embed { table, scale } => self.embed(*table, *scale),
+                Op::RmsNorm { x, weight, out } => match next {
+                    Some(Op::Add { x: to, y }) if y == out => {
+                        self.add_norm(*x, *weight, *to);
+                        i += 1;
+                    }
+                    _ => norm = Some((*x, *weight)),
+                },
+                Op::RmsNormHeads { x, weight } if x.at == 0 => heads.q_norm = Some(*weight),
+                Op::RmsNormHeads { weight, .. } => heads.k_norm = Some(*weight),
+                Op::Rope { table, .. } => heads.rope = *table,
+                Op::KvAppend { k, v, .. } => heads.kv = Some((*k, *v)),
+                Op::Attention { layer, q, out, window, scale } => {
+                    self.attention(*layer, *q, *out, *window, *scale, &std::mem::take(&mut heads));
+                }
+                Op::MatMul { input, products } => {
+                    let glu = match next {
+                        Some(Op::Glu { gate, up, out, activation }) => Some((*gate, *up, *out, *activation)),
+                        _ => None,
+                    };
+                    if self.matmul(*input, norm.take(), products, glu) {
+                        i += 1;
+                    }
+                }
+                Op::Glu { gate, up, out, activation } => self.glu(*gate, *up, *out, *activation),
+                Op::Add { .. } => unreachable!("the builder adds only what it has normalized before"),
+            }
+            i += 1;
+        }
+    }
+
+    fn embed(&mut self, table: MatrixId, scale: f32) {
+        let m = &self.plan.matrices[table.0];
+        let x = self.place(View::new(Slot::X, m.cols));
+        let phase = self
+            .products(Phase::new(Do::Embed), &[(table, m.rows)])
+            .set(word::COLS, m.cols as u32)
+            .set(word::TOKENS, self.plan.tokens)
+            .of(0, product::SCALE, scale.to_bits());
+        let phase = phase.place(PRODUCT + product::OUT, x);
+        self.push(phase, 0);
+    }
+
+    fn add_norm(&mut self, x: View, weight: VectorId, to: View) {
+        let phase = Phase::new(Do::AddNorm)
+            .set(word::COLS, x.width as u32)
+            .place(word::IN, self.place(x))
+            .set(word::NORM, self.vector(weight))
+            .float(word::EPS, self.plan.arch.hparams.eps)
+            .place(PRODUCT + product::OUT, self.place(to));
+        self.push(phase, 0);
+    }
+
+    fn glu(&mut self, gate: View, up: View, out: View, activation: Activation) {
+        debug_assert!(up.at == gate.at + gate.width);
+        let phase = Phase::new(Do::Glu)
+            .set(word::COLS, gate.width as u32)
+            .place(word::IN, self.place(gate))
+            .set(word::ACTIVATION, code_of(activation))
+            .place(PRODUCT + product::OUT, self.place(out));
+        self.push(phase, 0);
+    }
+
+    /// The words of matrices: form, place and size.
+    fn products(&self, mut phase: Phase, of: &[(MatrixId, usize)]) -> Phase {
+        for (k, (id, rows)) in of.iter().enumerate() {
+            let m = &self.plan.matrices[id.0];
+            phase = phase
+                .of(k, product::FMT, m.code())
+                .of(k, product::MAT, id.0 as u32)
+                .of(k, product::ROWS, *rows as u32)
+                .of(k, product::SCALE, 1f32.to_bits())
+                .of(k, product::TENSOR, m.scale.to_bits());
+            let planes = m.stored.planes(m.rows, m.cols);
+            for (j, plane) in planes[1..planes.len() - 1].iter().enumerate() {
+                phase = phase.of(k, product::PLANES + j, (plane / 16) as u32);
+            }
+        }
+        phase
+    }
+
+    /// Whether the gate was taken along.
+    fn matmul(
+        &mut self,
+        input: View,
+        norm: Option<(View, VectorId)>,
+        products: &[Product],
+        glu: Option<(View, View, View, Activation)>,
+    ) -> bool {
+        let plan = self.plan;
+        let of = |p: &Product| &plan.matrices[p.matrix.0];
+        let pair = match (&glu, products) {
+            (Some((gate, up, ..)), [a, b]) => {
+                a.out == *gate && b.out == *up && of(a).code() == of(b).code() && of(a).grain == of(b).grain
+            }
+            _ => false,
+        };
+        let mut grains: Vec<Option<Grain>> = Vec::new();
+        for p in products {
+            if !grains.contains(&of(p).grain) {
+                grains.push(of(p).grain);
+            }
+        }
+        for grain in grains {
+            let some: Vec<&Product> = products.iter().filter(|p| of(p).grain == grain).collect();
+            for some in some.chunks(3) {
+                let phase = self.input(input, norm, grain);
+                let glu = glu.filter(|_| pair);
+                self.product(phase, some, glu);
+            }
+        }
+        pair
+    }
+
+    /// The head of a product's phase: its input, quantized by a phase of its own where that must be.
+    fn input(&mut self, input: View, norm: Option<(View, VectorId)>, grain: Option<Grain>) -> Phase {
+        let plan = self.plan;
+        let from = norm.map_or(input, |(x, _)| x);
+        let flags = u32::from(self.head);
+        let (from, to) = (self.place(from), self.place(input));
+        let weights = norm.map(|(_, weight)| self.vector(weight));
+        let read = |phase: Phase, from: Place| {
+            phase
+                .set(word::FLAGS, flags)
+                .set(word::COLS, input.width as u32)
+                .set(word::GRAIN, grain_code(grain))
+                .place(word::IN, from)
+        };
+        let normed = |phase: Phase| match weights {
+            Some(line) => phase.set(word::NORM, line).float(word::EPS, plan.arch.hparams.eps),
+            None => phase,
+        };
+        let Some(grain) = grain else {
+            let Some(_) = norm else { return read(Phase::new(Do::MatMul), to) };
+            let phase = normed(read(Phase::new(Do::Quantize), from)).place(PRODUCT + product::OUT, to);
+            self.push(phase, 0);
+            return read(Phase::new(Do::MatMul), to);
+        };
+        let record = record_bytes(input.width, grain);
+        let maxima = Layout { cols: input.width, grain }.padded() / 16 * 4;
+        let words = |phase: Phase| phase.set(word::REC, plan.records).set(word::REC_STRIDE, record as u32);
+        if self.single && record + maxima <= plan.local {
+            self.table.local = self.table.local.max(record + maxima);
+            return words(normed(read(Phase::new(Do::MatVec), from)));
+        }
+        let quantize = words(normed(read(Phase::new(Do::Quantize), from)));
+        let product = words(read(Phase::new(Do::MatMul), to));
+        self.push(quantize, maxima);
+        product
+    }
+
+    fn product(&mut self, phase: Phase, products: &[&Product], glu: Option<(View, View, View, Activation)>) {
+        let plan = self.plan;
+        let rows = plan.gpu.shape.rows;
+        let of: Vec<_> = products.iter().map(|p| (p.matrix, p.out.width)).collect();
+        let mut phase = self.products(phase, &of).set(word::NPROD, products.len() as u32);
+        let units = match glu {
+            Some((gate, ..)) => gate.width.div_ceil(rows / 2),
+            None => products.iter().map(|p| p.out.width.div_ceil(rows)).sum(),
+        };
+        phase = phase.set(word::UNITS, units as u32);
+        for (k, p) in products.iter().enumerate() {
+            phase = phase.place(PRODUCT * (k + 1) + product::OUT, self.place(p.out));
+            if let Some(scale) = p.scale {
+                phase = phase.of(k, product::SCALE, plan.weights.vector(scale)[0].to_bits());
+            }
+            if let Some(bias) = p.bias {
+                phase =
+                    phase.of(k, product::BIAS, self.vector(bias)).of(k, product::BIAS + 1, p.first as u32);
+            }
+            if let Some(to) = p.add_to {
+                phase = phase.place(PRODUCT * (k + 1) + product::ADD, self.place(to));
+            }
+        }
+        if let Some((_, _, out, activation)) = glu {
+            let flags = phase.0[word::FLAGS] | 2;
+            phase = phase
+                .set(word::FLAGS, flags)
+                .set(word::ACTIVATION, code_of(activation))
+                .place(PRODUCT + product::OUT, self.place(out));
+        }
+        if self.head {
+            phase = phase.float(word::SOFTCAP, plan.arch.hparams.logit_softcap.unwrap_or(0.0));
+        }
+        self.push(phase, 0);
+    }
+
+    fn attention(
+        &mut self,
+        layer: usize,
+        q: View,
+        out: View,
+        window: Option<usize>,
+        scale: f32,
+        heads: &Heads,
+    ) {
+        let plan = self.plan;
+        let h = &plan.arch.hparams;
+        let Some((k, v)) = heads.kv else { unreachable!("keys are appended before they are attended to") };
+        let (kv_heads, tile, d) =
+            (h.layers[layer].kv_heads, tile(plan.gpu, plan.arch, layer, self.single), h.head_dim);
+        let keys = plan.kv.k(layer, 0, 0..1);
+        let values = plan.kv.v(layer, 0, 0..1);
+        let vector = |id: Option<VectorId>| id.map_or(NONE, |id| self.vector(id));
+        let words = [
+            h.heads as u32,
+            kv_heads as u32,
+            tile as u32,
+            keys.start as u32,
+            (values.start - keys.start) as u32,
+            plan.kv.row_bytes as u32,
+            match plan.kv.ty {
+                KvType::F32 => 0,
+                KvType::F16 => 1,
+                KvType::Q8_0 => 2,
+            },
+            vector(heads.k_norm),
+            k.at as u32,
+            v.at as u32,
+        ];
+        let [line, at, stride] = self.place(out);
+        let more = [
+            line,
+            at,
+            stride,
+            window.unwrap_or(0) as u32,
+            scale.to_bits(),
+            plan.ropes[heads.rope],
+            0,
+            (h.rope_dims / 2) as u32,
+            u32::from(plan.arch.spec.pairing == Pairing::Halves),
+            u32::from(self.single),
+            plan.partial,
+            plan.max_splits,
+        ];
+        let phase = |what| {
+            let mut phase = Phase::new(what)
+                .set(word::COLS, d as u32)
+                .place(word::IN, self.place(q))
+                .set(word::NORM, vector(heads.q_norm))
+                .float(word::EPS, h.eps);
+            phase.0[word::ATTENTION..][..words.len()].copy_from_slice(&words);
+            phase.0[word::ATTENTION + words.len()..][..more.len()].copy_from_slice(&more);
+            phase
+        };
+        let local = (2 * tile * d + tile * SPAN + (3 + 16) * tile + d) * 4;
+        let (rope, attend, combine) = (phase(Do::RopeKv), phase(Do::Attend), phase(Do::Combine));
+        if !self.single {
+            self.push(rope, d * 4);
+        }
+        self.push(attend, local);
+        if self.single {
+            self.push(combine, 0);
+        }
+    }
+
+    fn argmax(&mut self) {
+        let vocab = self.plan.arch.vocab;
+        let logits = self.place(View::new(Slot::Logits, vocab));
+        let argmax = Phase::new(Do::Argmax)
+            .set(word::COLS, vocab as u32)
+            .place(word::IN, logits)
+            .set(word::REC, self.plan.maxima);
+        let choose = Phase::new(Do::Choose)
+            .set(word::REC, self.plan.maxima)
+            .set(word::REC_STRIDE, self.plan.gpu.groups as u32)
+            .set(word::TOKENS, self.plan.tokens);
+        self.push(argmax, 0);
+        self.push(choose, 0);
+    }
+}
+
+fn code_of(activation: Activation) -> u32 {
+    match activation {
+        Activation::Silu => 0,
+        Activation::Relu2 => 1,
+        Activation::GeluTanh => 2,
+    }
+}

@@ -1,0 +1,159 @@
+//! An open device: how work is cut for it, and how a table of phases is run.
+
+use super::formats::FLOAT;
+use super::phase::Do;
+use super::source::{Shape, program};
+use nexaquant_opencl::{Arg, Buffer, Cache, Device, Error, Found, Kernel, Kind, Queue, Rates};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// How a device is used. The defaults are what its kind wants; the rest is for tests and measurements.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct GpuOptions {
+    /// Work-groups; 0: one a compute unit.
+    pub groups: usize,
+    /// Work-items in a work-group and in a team; 0: what suits the device.
+    pub group: usize,
+    /// Work-items in a team; used with `group`.
+    pub lanes: usize,
+    /// Whether a step is one launch; `None`: where the device can.
+    pub persistent: Option<bool>,
+    /// Leave out instructions that only some devices have.
+    pub plain: bool,
+    /// Compile each time.
+    pub no_cache: bool,
+}
+
+/// An open device. Clones are the same device.
+#[derive(Clone, Debug)]
+pub struct Gpu {
+    pub(super) device: Arc<Device>,
+    pub(super) shape: Shape,
+    pub(super) groups: usize,
+    pub(super) persistent: bool,
+}
+
+impl Gpu {
+    /// Opens a device.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn open(found: &Found, options: GpuOptions) -> Result<Self, Error> {
+        let cache = if options.no_cache { Cache::none() } else { Cache::user() };
+        let device = Device::open(found, cache)?;
+        let kind = if options.plain { Kind::Plain } else { device.kind() };
+        let (group, lanes) = match (options.group, found.gpu) {
+            (0, true) => (256.min(found.group), 32),
+            // A driver that computes on the CPU walks through a work-group item by item, and compiles barriers badly.
+            (0, false) => (1, 1),
+            (group, _) => (group, options.lanes.max(1)),
+        };
+        let shape = Shape { group, lanes, rows: 4, columns: 8, kind };
+        let groups = match options.groups {
+            0 => found.units as usize,
+            n => n,
+        };
+        // All work-groups must run at once, and see what the others wrote: the fences for that are NVIDIA's.
+        let can = groups == 1 || (kind == Kind::Ptx && groups <= found.units as usize);
+        let persistent = can && options.persistent.unwrap_or(kind == Kind::Ptx);
+        Ok(Self { device: Arc::new(device), shape, groups, persistent })
+    }
+    /// What it is.
+    pub fn found(&self) -> &Found {
+        self.device.found()
+    }
+    /// Measures what it does at best.
+    ///
+    /// # Errors
+    /// When it has no memory to spare, or fails.
+    pub fn measure(&self) -> Result<Rates, Error> {
+        self.device.measure()
+    }
+    /// Which path steps take, for people.
+    pub fn path(&self) -> String {
+        let kind = match self.shape.kind {
+            Kind::Plain => "plain OpenCL C",
+            Kind::DotProduct => "integer dot products",
+            Kind::Ptx => "inline PTX",
+        };
+        let launches = if self.persistent { "one launch a step" } else { "a launch a phase" };
+        format!(
+            "{}, {launches}, {} work-groups of {}, {kind}",
+            self.found().name,
+            self.groups,
+            self.shape.group
+        )
+    }
+
+    /// The program for the stored forms in use. `float` is whether their activations may be floats.
+    pub(super) fn kernel(&self, codes: &BTreeSet<u32>) -> Result<Kernel, Error> {
+        debug_assert!(codes.iter().all(|c| *c < 2 * FLOAT));
+        let mut kernels = self.device.kernels(&program(&self.shape, codes), "", &["phases"])?;
+        kernels.pop().ok_or(Error::Call { call: "clCreateKernel", name: "phases".to_owned() })
+    }
+}
+
+/// What a table is run with, besides the step's own numbers.
+pub(super) struct Runner<'a> {
+    pub gpu: &'a Gpu,
+    pub queue: &'a Queue,
+    pub kernel: &'a Kernel,
+    pub arena: &'a Buffer,
+    pub sync: &'a Buffer,
+    /// Bytes of local memory.
+    pub local: usize,
+    /// Lines of the phases, of the matrices' addresses and of the cache's pages.
+    pub table: u32,
+    pub lines: u32,
+    pub pages: u32,
+}
+
+/// A step's numbers.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Numbers {
+    pub pos: u32,
+    pub tokens: u32,
+    /// The token itself, or `NONE`: the arena has them.
+    pub token: u32,
+    /// Tokens whose logits are wanted.
+    pub outputs: (u32, u32),
+    pub splits: u32,
+}
+
+impl Runner<'_> {
+    /// Queues phases `range` of the table; `kinds` are theirs.
+    pub fn run(&self, range: std::ops::Range<usize>, kinds: &[u32], n: Numbers) -> Result<(), Error> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        if self.gpu.persistent {
+            return self.launch(range.start, range.end, n);
+        }
+        for (i, kind) in range.clone().zip(&kinds[range]) {
+            if *kind != Do::Combine as u32 || n.splits > 1 {
+                self.launch(i, i + 1, n)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn launch(&self, from: usize, to: usize, n: Numbers) -> Result<(), Error> {
+        let args = [
+            Arg::Buffer(self.arena),
+            Arg::U32(self.table),
+            Arg::U32(self.lines),
+            Arg::U32(self.pages),
+            Arg::U32(from as u32),
+            Arg::U32(to as u32),
+            Arg::U32(n.pos),
+            Arg::U32(n.tokens),
+            Arg::U32(n.token),
+            Arg::U32(n.outputs.0),
+            Arg::U32(n.outputs.1),
+            Arg::U32(n.splits),
+            Arg::Buffer(self.sync),
+            Arg::Local(self.local),
+        ];
+        self.queue.launch(self.kernel, &args, self.gpu.groups, self.gpu.shape.group, &[]).map(drop)
+    }
+}

@@ -1,0 +1,178 @@
+//! Whole models on an OpenCL device: against recorded values and against the CPU. Any device will do, PoCL's too.
+#![allow(clippy::unwrap_used)]
+
+use nexaquant_engine::kernels::{KvType, Mode};
+use nexaquant_engine::opencl::{Gpu, GpuOptions, find};
+use nexaquant_engine::{LoadOptions, Model, Pool, PoolOptions, Session, SessionOptions};
+use serde_json::Value;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn pool() -> Pool {
+    Pool::new(PoolOptions { threads: Some(1), pin: false }).unwrap()
+}
+
+/// The device, or the reason why there is none.
+///
+/// `NEXAQUANT_TEST_GROUP` and `NEXAQUANT_TEST_LANES` give work-groups real sizes, which a simulator of GPUs wants.
+fn gpu(mut options: GpuOptions) -> Option<Gpu> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+    (options.group, options.lanes) = (number("NEXAQUANT_TEST_GROUP"), number("NEXAQUANT_TEST_LANES"));
+    options.no_cache = options.group > 0;
+    match find() {
+        Ok(found) => Some(Gpu::open(&found[0], options).unwrap()),
+        Err(error) => {
+            // Not `eprintln!`, which the test harness swallows when a test passes.
+            std::io::stderr().write_all(format!("SKIPPED opencl: {error}\n").as_bytes()).unwrap();
+            None
+        }
+    }
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+fn floats(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+fn ids(case: &Value) -> Vec<u32> {
+    case["ids"].as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect()
+}
+fn log_softmax(row: &[f32], id: u32) -> f64 {
+    let max = row.iter().fold(f32::NEG_INFINITY, |m, &x| m.max(x));
+    let sum: f64 = row.iter().map(|&x| f64::from(x - max).exp()).sum();
+    f64::from(row[id as usize] - max) - sum.ln()
+}
+fn argmax(row: &[f32]) -> usize {
+    (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
+}
+
+fn options(mode: Mode, context: usize, batch: usize) -> SessionOptions {
+    let kv = if mode == Mode::Float { KvType::F32 } else { KvType::F16 };
+    SessionOptions { context, kv, batch, all_threads: true, outputs: batch }
+}
+
+fn rows(session: &mut Session, ids: &[u32]) -> Vec<Vec<f32>> {
+    let mut all = Vec::new();
+    session.eval_each(&mut pool(), ids, |_, row| all.push(row.to_vec())).unwrap();
+    all
+}
+
+/// Largest and mean difference of the text's log-probabilities, and of all logits.
+fn differences(a: &[Vec<f32>], b: &[Vec<f32>], ids: &[u32]) -> (f64, f64) {
+    let logprob = |rows: &[Vec<f32>], i: usize| log_softmax(&rows[i], ids[i + 1]);
+    let all: Vec<f64> = (0..ids.len() - 1).map(|i| (logprob(a, i) - logprob(b, i)).abs()).collect();
+    (all.iter().fold(0.0, |m: f64, x| m.max(*x)), all.iter().sum::<f64>() / all.len() as f64)
+}
+
+#[test]
+fn trained_models_agree_with_the_reference_and_with_the_cpu() {
+    let Some(gpu) = gpu(GpuOptions::default()) else { return };
+    for name in ["alpha", "beta", "gamma", "delta"] {
+        let golden = json(&root().join(format!("models/golden/{name}.json")));
+        let case = &golden["cases"][0];
+        let ids = ids(case);
+        for mode in [Mode::Float, Mode::Int8] {
+            let load = LoadOptions { activations: mode, isa: None };
+            let model = Model::load(&root().join(format!("models/{name}.gguf")), load).unwrap();
+            let mut cpu = Session::new(&model, &pool(), options(mode, 512, 16)).unwrap();
+            let expected = rows(&mut cpu, &ids);
+            for batch in [1, 16] {
+                let mut device =
+                    Session::on_device(&gpu, &model, &pool(), options(mode, 512, batch)).unwrap();
+                let got = rows(&mut device, &ids);
+                let (worst, mean) = differences(&got, &expected, &ids);
+                println!("{name} {mode:?} batch {batch}: to the CPU worst {worst:.1e}, mean {mean:.1e}");
+                assert!(worst < 1e-3 && mean < 1e-4, "{name} {mode:?} {batch}: {worst} {mean}");
+                if mode == Mode::Float {
+                    let exact = floats(&case["next_logprob"]);
+                    for i in 0..ids.len() - 1 {
+                        let error = (log_softmax(&got[i], ids[i + 1]) - exact[i]).abs();
+                        assert!(error < 1e-3, "{name} {i}: {error}");
+                    }
+                }
+                let gaps = floats(&case["top1_gap"]);
+                for i in (0..ids.len()).filter(|&i| gaps[i] > 0.3) {
+                    assert_eq!(argmax(&got[i]) as u64, case["top1"][i].as_u64().unwrap(), "{name} {i}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_architecture_and_feature_agrees_with_the_cpu() {
+    let Some(gpu) = gpu(GpuOptions::default()) else { return };
+    let folder = root().join("crates/engine/tests/golden");
+    let mut paths: Vec<_> = std::fs::read_dir(&folder)
+        .unwrap()
+        .map(|e| e.unwrap().path())
+        .filter(|p| p.extension().is_some_and(|e| e == "gguf"))
+        .collect();
+    paths.sort();
+    assert!(paths.len() >= 31, "golden models are missing: {}", paths.len());
+    // For a slow simulator: only models with this in their name.
+    if let Ok(some) = std::env::var("NEXAQUANT_TEST_MODEL") {
+        paths.retain(|p| p.to_string_lossy().contains(&some));
+    }
+    let mut wrong = Vec::new();
+    for path in paths {
+        let case = json(&path.with_extension("json"));
+        let (ids, context) = (ids(&case), case["n_ctx"].as_u64().unwrap() as usize);
+        for mode in [Mode::Float, Mode::Int8] {
+            let model = Model::load(&path, LoadOptions { activations: mode, isa: None }).unwrap();
+            let mut cpu = Session::new(&model, &pool(), options(mode, context, 16)).unwrap();
+            let expected = rows(&mut cpu, &ids);
+            for batch in [1, 16] {
+                let mut device =
+                    Session::on_device(&gpu, &model, &pool(), options(mode, context, batch)).unwrap();
+                let (worst, mean) = differences(&rows(&mut device, &ids), &expected, &ids);
+                let name = path.file_stem().unwrap().to_string_lossy();
+                println!("{name} {mode:?} batch {batch}: worst {worst:.1e}, mean {mean:.1e}");
+                // Ternary products are exact. Those of other formats differ in the last bits, and where such a value is
+                // quantized in a tiny random model, one step of an activation moves everything after it.
+                let bounds = if mode == Mode::Float { (1e-4, 1e-5) } else { (6e-2, 3e-3) };
+                if worst > bounds.0 || mean > bounds.1 || !worst.is_finite() {
+                    wrong.push(format!("{name} {mode:?} {batch}: {worst:.1e}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// The text of a greedy answer, found through the logits and chosen on the device.
+#[test]
+fn greedy_answers_are_those_of_the_cpu_on_every_path() {
+    use nexaquant_engine::sampler::SamplingParams;
+    use nexaquant_engine::{GenerateOptions, generate};
+    let one_launch = GpuOptions { groups: 1, persistent: Some(true), ..GpuOptions::default() };
+    let (Some(launches), Some(one_launch)) = (gpu(GpuOptions::default()), gpu(one_launch)) else { return };
+    for name in ["alpha", "beta", "gamma", "delta"] {
+        let model = Model::load(&root().join(format!("models/{name}.gguf")), LoadOptions::default()).unwrap();
+        let prompt = model
+            .tokenizer()
+            .encode("Tell me about the sea.", nexaquant_engine::tokenizer::Special::AsText)
+            .unwrap();
+        let options = GenerateOptions {
+            sampling: SamplingParams::greedy(),
+            max_tokens: Some(40),
+            ..GenerateOptions::default()
+        };
+        let answer = |mut session: Session| {
+            generate(&mut session, &mut pool(), &prompt, &options, |_| std::ops::ControlFlow::Continue(()))
+                .unwrap()
+                .tokens
+        };
+        let sizes = SessionOptions { context: 256, ..SessionOptions::default() };
+        let expected = answer(Session::new(&model, &pool(), sizes).unwrap());
+        for gpu in [&launches, &one_launch] {
+            let got = answer(Session::on_device(gpu, &model, &pool(), sizes).unwrap());
+            assert_eq!(got, expected, "{name} on {}", gpu.path());
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! A device in use: memory, programs, queues.
+
+use crate::cache::Cache;
+use crate::error::{Error, failed};
+use crate::find::Found;
+use crate::raw::{Buffer, Context, Kernel, Pinned, Program, Queue};
+use std::sync::Arc;
+
+/// How a device multiplies and shares values, from what it really has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// OpenCL C 1.2 and nothing else.
+    Plain,
+    /// The integer dot product extension.
+    DotProduct,
+    /// NVIDIA: inline PTX for dot products, exchange between lanes, prefetches and fences.
+    Ptx,
+}
+
+/// An open device.
+#[derive(Debug)]
+pub struct Device {
+    found: Found,
+    context: Arc<Context>,
+    cache: Cache,
+}
+
+impl Device {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// When the driver refuses.
+    pub fn open(found: &Found, cache: Cache) -> Result<Self, Error> {
+        Ok(Self { found: found.clone(), context: Context::new(found.id)?, cache })
+    }
+    /// What it is.
+    pub fn found(&self) -> &Found {
+        &self.found
+    }
+    /// The best variant of the kernels that it can run.
+    pub fn kind(&self) -> Kind {
+        if self.found.is_nvidia() {
+            Kind::Ptx
+        } else if self.found.has("cl_khr_integer_dot_product") {
+            Kind::DotProduct
+        } else {
+            Kind::Plain
+        }
+    }
+    /// A queue of its own.
+    pub fn queue(&self) -> Result<Queue, Error> {
+        Queue::new(&self.context)
+    }
+    /// Device memory.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] with the numbers.
+    pub fn buffer(&self, bytes: usize) -> Result<Buffer, Error> {
+        let full = || Error::OutOfMemory {
+            device: self.found.name.clone(),
+            bytes: bytes as u64,
+            total: self.found.memory,
+            piece: self.found.piece,
+        };
+        if bytes as u64 > self.found.piece {
+            return Err(full());
+        }
+        Buffer::new(&self.context, bytes).map_err(|code| match code {
+            // Allocation failure, out of resources, out of host memory, invalid size.
+            -4 | -5 | -6 | -61 => full(),
+            code => failed("clCreateBuffer", code),
+        })
+    }
+    /// Host memory that it reads and writes without help.
+    pub fn pinned(&self, bytes: usize) -> Result<Pinned, Error> {
+        Pinned::new(&self.context, bytes)
+    }
+
+    /// Compiles `source`, or takes it from the cache, and returns the kernels of these names.
+    ///
+    /// # Errors
+    /// [`Error::Build`] with the compiler's words.
+    pub fn kernels(&self, source: &str, options: &str, names: &[&str]) -> Result<Vec<Kernel>, Error> {
+        let mut options = options.to_owned();
+        if self.found.exact_division {
+            options += " -cl-fp32-correctly-rounded-divide-sqrt";
+        }
+        let f = &self.found;
+        let key = Cache::key(&[&f.platform, &f.name, &f.driver, &f.version, &options, source]);
+        let cached = self.cache.load(&key);
+        let cached = cached.and_then(|binary| Program::from_binary(&self.context, &binary, &options).ok());
+        let program = if let Some(program) = cached {
+            program
+        } else {
+            let built = Program::from_source(&self.context, source, &options);
+            let program = built.map_err(|(code, log)| match code {
+                -11 => Error::Build { device: f.name.clone(), log },
+                code => failed("clBuildProgram", code),
+            })?;
+            if let Some(binary) = program.binary() {
+                self.cache.store(&key, &binary);
+            }
+            program
+        };
+        names.iter().map(|name| program.kernel(name)).collect()
+    }
+}

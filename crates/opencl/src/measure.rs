@@ -1,0 +1,108 @@
+//! What a device does at best, to stand beside what the program reaches on it. All of it is measured when asked for.
+
+use crate::device::{Device, Kind};
+use crate::error::Error;
+use crate::raw::Arg;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A copy from pinned host memory, from being queued to being usable.
+#[derive(Clone, Copy, Debug)]
+pub struct PageIn {
+    /// Bytes copied.
+    pub bytes: usize,
+    /// The median time.
+    pub time: Duration,
+}
+
+/// Measured rates and costs. Medians.
+#[derive(Clone, Debug)]
+pub struct Rates {
+    /// Bytes a second that a kernel reads from memory too large for any cache.
+    pub read: f64,
+    /// Of how many bytes.
+    pub read_bytes: usize,
+    /// One of many launches in a row.
+    pub launch: Duration,
+    /// A launch, and waiting for its end.
+    pub launch_and_finish: Duration,
+    /// Work-groups meeting inside a kernel; `None` where they might not all run at once.
+    pub meeting: Option<Duration>,
+    /// Copies to the device.
+    pub page_in: Vec<PageIn>,
+}
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+impl Device {
+    /// Measures it, in about a second. Needs some memory of it for that long.
+    pub fn measure(&self) -> Result<Rates, Error> {
+        let found = self.found();
+        let names = ["scan", "nothing", "meet"];
+        let kernels = self.kernels(include_str!("measure.cl"), "", &names)?;
+        let [scan, nothing, meet] = &kernels[..] else { unreachable!("three names, three kernels") };
+        let (queue, out) = (self.queue()?, self.buffer(64)?);
+        queue.zero(&out, 0..64)?;
+
+        // A driver for CPUs is spared.
+        let most = if found.gpu { 2 << 30 } else { 64 << 20 };
+        let read_bytes = most.min(found.piece as usize / 2);
+        let memory = self.buffer(read_bytes)?;
+        queue.zero(&memory, 0..read_bytes)?;
+        let size = if found.gpu { 256.min(found.group) } else { 1 };
+        let groups = found.units as usize * if found.gpu { 16 } else { 1 };
+        let args = [Arg::Buffer(&memory), Arg::U32((read_bytes / 16) as u32), Arg::Buffer(&out)];
+        let timed = |run: &dyn Fn() -> Result<(), Error>, times: usize| -> Result<Duration, Error> {
+            run()?;
+            let once = || {
+                let start = Instant::now();
+                run().map(|()| start.elapsed())
+            };
+            Ok(median((0..times).map(|_| once()).collect::<Result<_, _>>()?))
+        };
+        let time = timed(&|| queue.launch(scan, &args, groups, size, &[])?.wait(), 9)?;
+        let read = read_bytes as f64 / time.as_secs_f64();
+
+        let args = [Arg::Buffer(&out), Arg::U32(0)];
+        let many = 200u32;
+        let in_a_row = || {
+            for _ in 0..many {
+                queue.launch(nothing, &args, found.units as usize, size, &[])?;
+            }
+            queue.finish()
+        };
+        let launch = timed(&in_a_row, 9)? / many;
+        let launch_and_finish =
+            timed(&|| queue.launch(nothing, &args, 1, size, &[]).and_then(|_| queue.finish()), 51)?;
+
+        let meeting = if self.kind() == Kind::Ptx {
+            let meet_for = |times: u32| {
+                timed(
+                    &|| {
+                        queue.zero(&out, 0..64)?;
+                        let args = [Arg::Buffer(&out), Arg::U32(times)];
+                        queue.launch(meet, &args, found.units as usize, size, &[])?.wait()
+                    },
+                    9,
+                )
+            };
+            Some(meet_for(2000)?.saturating_sub(meet_for(1000)?) / 1000)
+        } else {
+            None
+        };
+
+        let largest = 16 << 20;
+        let pinned = Arc::new(self.pinned(largest)?);
+        let page_in = [1 << 20, 4 << 20, largest]
+            .into_iter()
+            .map(|bytes| {
+                let copy = || queue.upload(&memory, 0, &pinned, 0..bytes, &[])?.wait();
+                timed(&copy, 51).map(|time| PageIn { bytes, time })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Rates { read, read_bytes, launch, launch_and_finish, meeting, page_in })
+    }
+}
