@@ -272,7 +272,8 @@ impl Answer {
         let end = total.min(kept + session.batch());
         let chunk = &self.sequence[kept..end];
         // Where nothing needs the logits, a device may find the token itself.
-        let greedy = self.sampler.takes_the_largest() && self.log_probs.is_none() && self.constraint.is_none();
+        let greedy =
+            self.sampler.takes_the_largest() && self.log_probs.is_none() && self.constraint.is_none();
         let best = if end == total && greedy { session.eval_best(chunk)? } else { None };
         let passed = match best {
             Some(token) => Passed::Token(token),
