@@ -178,14 +178,15 @@ static void fetch_ahead(const Ctx *c, local const uint *P) {
 // meet at a counter between two phases. One work-group may always run all.
 kernel __attribute__((reqd_work_group_size(T, 1, 1))) void phases(
     global uchar *A, uint table, uint lines, uint pages, uint first, uint last, uint pos0, uint n, uint token, uint out0,
-    uint nout, uint splits, volatile global uint *sync, local uchar *L) {
+    uint nout, uint splits, volatile global uint *sync, local uint4 *room) {
     local uint P[2 * PHASE_WORDS];
     local float red[ROWS * T + 16];
     local uint lost;
     Ctx ctx;
     Ctx *c = &ctx;
     c->A = A;
-    c->L = L;
+    // Some drivers align it to its type and no further.
+    c->L = (local uchar *)room;
     c->red = red;
     c->pos0 = pos0; c->n = n; c->token = token; c->out0 = out0; c->nout = nout; c->splits = splits; c->pages = pages;
     c->tid = get_local_id(0); c->lane = c->tid % LANES; c->team = c->tid / LANES;

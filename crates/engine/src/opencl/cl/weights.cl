@@ -68,7 +68,7 @@ static inline float weight_bf16v(const Row *r, uint e) { return weight_bf16(r, e
 // Eight at once, where rows are whole eights.
 typedef struct { float8 w; } item_8;
 static inline void load_f32v(item_8 *it, const Row *r, uint i) {
-    it->w = ((global const float8 *)r->p0)[i];
+    it->w = vload8(i, (global const float *)r->p0);
 }
 static inline void load_f16v(item_8 *it, const Row *r, uint i) {
     uint4 x = ((global const uint4 *)r->p0)[i];
