@@ -13,6 +13,8 @@ use crate::model::op::{MatrixId, Op, Product, Slot, VectorId, View};
 use crate::weights::WeightTable;
 use nexaquant_kernels::{Activation, Grain, KvType, Layout, Pairing};
 
+/// A phase's flag: local memory has room for its input.
+const STAGED: u32 = 8;
 /// Positions that attention walks over at a time; `SPAN` of `cl/attention.cl`.
 pub(super) const SPAN: usize = 512;
 
@@ -283,13 +285,20 @@ impl Compiler<'_> {
         let record = record_bytes(input.width, grain);
         let maxima = Layout { cols: input.width, grain }.padded() / 16 * 4;
         let words = |phase: Phase| phase.set(word::REC, plan.records).set(word::REC_STRIDE, record as u32);
+        // With room for the input itself, too, it is read but once.
+        let staged = |phase: Phase, local: usize| {
+            let all = local + 4 * input.width;
+            if all <= plan.local { (phase.set(word::FLAGS, flags | STAGED), all) } else { (phase, local) }
+        };
         if self.single && record + maxima <= plan.local {
-            self.table.local = self.table.local.max(record + maxima);
-            return words(normed(read(Phase::new(Do::MatVec), from)));
+            let product = words(normed(read(Phase::new(Do::MatVec), from)));
+            let (product, local) = staged(product, record + maxima);
+            self.table.local = self.table.local.max(local);
+            return product;
         }
-        let quantize = words(normed(read(Phase::new(Do::Quantize), from)));
+        let (quantize, local) = staged(words(normed(read(Phase::new(Do::Quantize), from))), maxima);
         let product = words(read(Phase::new(Do::MatMul), to));
-        self.push(quantize, maxima);
+        self.push(quantize, local);
         product
     }
 

@@ -88,7 +88,7 @@ impl Gpu {
     /// The program for the stored forms in use. `float` is whether their activations may be floats.
     pub(super) fn kernel(&self, codes: &BTreeSet<u32>) -> Result<Kernel, Error> {
         debug_assert!(codes.iter().all(|c| *c < 2 * FLOAT));
-        let mut kernels = self.device.kernels(&program(&self.shape, codes), "", &["phases"])?;
+        let mut kernels = self.device.kernels(&program(&self.shape, codes), "-w", &["phases"])?;
         kernels.pop().ok_or(Error::Call { call: "clCreateKernel", name: "phases".to_owned() })
     }
 }

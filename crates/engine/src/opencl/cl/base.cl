@@ -16,7 +16,7 @@
 
 // Words of a phase. Kinds that have no products use words from 9 on as they say.
 #define KIND 0
-#define FLAGS 1       // 1: only the tokens whose logits are wanted; 2: gate and up in one unit; 4: sums of q wanted
+#define FLAGS 1       // 1: only the tokens whose logits are wanted; 2: gate and up in one unit; 8: local memory has room for the input
 #define COLS 2        // values of the input
 #define GRAIN 3       // 0: 32 values share a scale, 1: 256, 2: all, 3: no quantization
 #define IN 4          // line, first value, values from token to token
@@ -192,18 +192,21 @@ static inline float fold16(local const float *v) {
 #undef V
 }
 
-static inline float rms_factor(const Ctx *c, global const float *x, uint n, float eps) {
-    for (uint lane = c->tid; lane < 16; lane += T) {
-        float sum = 0;
-#pragma unroll 8
-        for (uint i = lane; i < n; i += 16) sum = fma(x[i], x[i], sum);
-        c->red[lane] = sum;
+#define RMS_FACTOR(name, place)                                                              \
+    static inline float name(const Ctx *c, place const float *x, uint n, float eps) {         \
+        for (uint lane = c->tid; lane < 16; lane += T) {                                      \
+            float sum = 0;                                                                    \
+            _Pragma("unroll 8")                                                               \
+            for (uint i = lane; i < n; i += 16) sum = fma(x[i], x[i], sum);                   \
+            c->red[lane] = sum;                                                               \
+        }                                                                                     \
+        LOCAL_BARRIER;                                                                        \
+        float sum = fold16(c->red);                                                           \
+        LOCAL_BARRIER;                                                                        \
+        return 1.0f / sqrt(sum / (float)n + eps);                                             \
     }
-    LOCAL_BARRIER;
-    float sum = fold16(c->red);
-    LOCAL_BARRIER;
-    return 1.0f / sqrt(sum / (float)n + eps);
-}
+RMS_FACTOR(rms_factor, global)
+RMS_FACTOR(rms_factor_local, local)
 
 // crates/kernels/src/ops/lanes.rs: the same steps, the same bits.
 static inline float exp_(float x) {

@@ -3,6 +3,9 @@
 // group; a sum of every group. AS says where the record lies.
 //
 // A work-item takes 16 values at a time: they share a sum, and every group of values with one scale is whole chunks.
+//
+// Where local memory has room the input is brought there first, all work-items reading side by side: the norm's sum, which
+// keeps the CPU's order, is a chain of loads, and global ones would make it long.
 
 #define QNAME2(as) quantize_##as
 #define QNAME1(as) QNAME2(as)
@@ -17,13 +20,26 @@ static void QNAME1(AS)(const Ctx *c, global const float *x, AS uchar *rec, local
     AS int *sums = (AS int *)(scales + groups);
     const bool normed = c->P[NORM] != NONE;
     global const float *w = normed ? FLOATS(c, c->P[NORM], 0) : x;
-    const float factor = normed ? rms_factor(c, x, cols, as_float(c->P[EPS])) : 1.0f;
+    const bool staged = c->P[FLAGS] & 8;
+    local float *here = cmax + chunks;
+    if (staged) {
+        for (uint i = c->tid; i < cols; i += T) here[i] = x[i];
+        LOCAL_BARRIER;
+    }
+    float factor = 1.0f;
+    if (normed && staged) factor = rms_factor_local(c, here, cols, as_float(c->P[EPS]));
+    else if (normed) factor = rms_factor(c, x, cols, as_float(c->P[EPS]));
+    if (normed && staged) {
+        for (uint i = c->tid; i < cols; i += T) here[i] = here[i] * factor * w[i];
+        LOCAL_BARRIER;
+    }
+#define VALUE(i) (staged ? here[i] : normed ? x[i] * factor * w[i] : x[i])
 
     float most = 0, nan = 0;
     for (uint k = c->tid; k < chunks; k += T) {
         float m = 0, bad = 0;
         for (uint i = k * 16; i < min(k * 16 + 16, cols); i++) {
-            float v = normed ? x[i] * factor * w[i] : x[i];
+            float v = VALUE(i);
             m = fmax(m, fabs(v));
             bad = fma(v, 0.0f, bad);
         }
@@ -59,7 +75,7 @@ static void QNAME1(AS)(const Ctx *c, global const float *x, AS uchar *rec, local
                 uint i = k * 16 + j * 4 + e;
                 int code = 0;
                 if (i < cols && !zero) {
-                    float v = normed ? x[i] * factor * w[i] : x[i];
+                    float v = VALUE(i);
                     code = (int)rint(v * inverse);
                 }
                 sum += code;
@@ -84,5 +100,6 @@ static void QNAME1(AS)(const Ctx *c, global const float *x, AS uchar *rec, local
     GROUP_BARRIER;
 }
 
+#undef VALUE
 #undef QNAME1
 #undef QNAME2
