@@ -186,7 +186,9 @@ fn inspect_shows_files_that_do_not_run_and_says_why() {
 #[test]
 fn info_says_what_there_is_and_what_not() {
     let text = stdout(&["info"]);
-    for wanted in ["scalar", "threads", "alpha  inside this program", "TQ2_0", "bitnet-b1.58", "OpenCL devices"] {
+    for wanted in
+        ["scalar", "threads", "alpha  inside this program", "TQ2_0", "bitnet-b1.58", "OpenCL devices"]
+    {
         assert!(text.contains(wanted), "{wanted}: {text}");
     }
     let json = json(&["info", "--json"]);
