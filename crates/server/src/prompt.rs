@@ -6,6 +6,32 @@ use crate::error::{ApiError, ErrorKind};
 use nexaquant_engine::chat::{ChatTemplate, Message, RenderOptions};
 use nexaquant_engine::tokenizer::Special;
 use nexaquant_engine::{EvalError, GenerateError, Model};
+use serde::Deserialize;
+
+/// One text or several, as text or tokens.
+#[derive(Debug, Deserialize)]
+#[serde(
+    untagged,
+    expecting = "a text, a list of texts, a list of token ids, or a list of lists of token ids"
+)]
+pub(crate) enum TextOrTokens {
+    Text(String),
+    Texts(Vec<String>),
+    Tokens(Vec<u32>),
+    ManyTokens(Vec<Vec<u32>>),
+}
+
+impl TextOrTokens {
+    /// The texts, or else the tokens of each.
+    pub(crate) fn texts(self) -> Result<Vec<String>, Vec<Vec<u32>>> {
+        match self {
+            TextOrTokens::Text(text) => Ok(vec![text]),
+            TextOrTokens::Texts(texts) => Ok(texts),
+            TextOrTokens::Tokens(tokens) => Err(vec![tokens]),
+            TextOrTokens::ManyTokens(tokens) => Err(tokens),
+        }
+    }
+}
 
 async fn aside<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,

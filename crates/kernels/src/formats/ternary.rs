@@ -71,8 +71,8 @@ pub(super) unsafe fn two_bit_planes<T: Ternary, S: Bytes, const HIGH_FIRST: bool
     unsafe {
         let w = two_bit_step::<T, S>(step);
         let three = S::splat_u8(3);
-        let [a, b, c, d] =
-            [w, S::shr16::<2>(w), S::shr16::<4>(w), S::shr16::<6>(w)].map(|v| S::and(v, three));
+        let (a, b) = (S::and(w, three), S::and(S::shr16::<2>(w), three));
+        let (c, d) = (S::and(S::shr16::<4>(w), three), S::and(S::shr16::<6>(w), three));
         if HIGH_FIRST { [d, c, b, a] } else { [a, b, c, d] }
     }
 }

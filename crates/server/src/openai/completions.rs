@@ -8,7 +8,7 @@ use crate::body::{Raw, parse};
 use crate::constrain::{self, ResponseFormat};
 use crate::error::ApiError;
 use crate::finish_reason;
-use crate::prompt;
+use crate::prompt::{self, TextOrTokens};
 use crate::sampling::{MOST_CHOICES, Sampling};
 use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -23,7 +23,7 @@ use std::convert::Infallible;
 #[derive(Debug, Deserialize)]
 struct Body {
     model: String,
-    prompt: Prompt,
+    prompt: TextOrTokens,
     echo: Option<bool>,
     suffix: Option<String>,
     best_of: Option<u32>,
@@ -31,19 +31,6 @@ struct Body {
     response_format: Option<ResponseFormat>,
     grammar: Option<String>,
     regex: Option<String>,
-}
-
-/// One prompt or several, as text or tokens.
-#[derive(Debug, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "a text, a list of texts, a list of token ids, or a list of lists of token ids"
-)]
-enum Prompt {
-    Text(String),
-    Texts(Vec<String>),
-    Tokens(Vec<u32>),
-    ManyTokens(Vec<Vec<u32>>),
 }
 
 /// Goes on with a text.
@@ -107,12 +94,10 @@ pub async fn create(State(app): State<App>, Raw(bytes): Raw) -> Result<Response,
     Ok(axum::Json(object).into_response())
 }
 
-async fn prompts(model: &Model, prompt: Prompt) -> Result<Vec<Vec<u32>>, ApiError> {
-    let texts = match prompt {
-        Prompt::Text(text) => vec![text],
-        Prompt::Texts(texts) => texts,
-        Prompt::Tokens(tokens) => return Ok(vec![tokens]),
-        Prompt::ManyTokens(tokens) => return Ok(tokens),
+async fn prompts(model: &Model, prompt: TextOrTokens) -> Result<Vec<Vec<u32>>, ApiError> {
+    let texts = match prompt.texts() {
+        Ok(texts) => texts,
+        Err(tokens) => return Ok(tokens),
     };
     let mut prompts = Vec::new();
     for text in texts.into_iter().take(MOST_CHOICES as usize + 1) {

@@ -5,7 +5,7 @@ use crate::app::App;
 use crate::ask::Ask;
 use crate::body::Json;
 use crate::error::ApiError;
-use crate::prompt;
+use crate::prompt::{self, TextOrTokens};
 use crate::sampling::MOST_CHOICES;
 use axum::extract::State;
 use nexaquant_engine::tokenizer::Special;
@@ -17,24 +17,11 @@ use serde_json::{Value, json};
 #[derive(Debug, Deserialize)]
 pub struct Body {
     model: String,
-    input: Input,
+    input: TextOrTokens,
     encoding_format: Option<Format>,
     dimensions: Option<usize>,
     /// How tokens become one vector; the mean without it.
     pooling: Option<How>,
-}
-
-/// One text or several, as text or tokens.
-#[derive(Debug, Deserialize)]
-#[serde(
-    untagged,
-    expecting = "a text, a list of texts, a list of token ids, or a list of lists of token ids"
-)]
-enum Input {
-    Text(String),
-    Texts(Vec<String>),
-    Tokens(Vec<u32>),
-    ManyTokens(Vec<Vec<u32>>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -61,12 +48,7 @@ pub async fn create(State(app): State<App>, Json(body): Json<Body>) -> Result<ax
             format!("dimensions can only be {width}, which this model has"),
         ));
     }
-    let texts = match body.input {
-        Input::Text(text) => Ok(vec![text]),
-        Input::Texts(texts) => Ok(texts),
-        Input::Tokens(tokens) => Err(vec![tokens]),
-        Input::ManyTokens(tokens) => Err(tokens),
-    };
+    let texts = body.input.texts();
     let n = texts.as_ref().map_or_else(Vec::len, Vec::len);
     if !(1..=MOST_CHOICES as usize).contains(&n) {
         return Err(ApiError::field(
