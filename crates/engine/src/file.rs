@@ -181,76 +181,35 @@ impl ModelFile {
     }
 }
 
-/// A mapping of a file for its bytes in the system's cache: tells which are there, and copies them. What copying has
-/// mapped into this process is let go again and again, so that it stays small.
+/// Tells which bytes of a file the system's cache holds. A mapping that nobody ever touches.
 #[cfg(target_os = "linux")]
 #[derive(Debug)]
-pub(crate) struct CachedPages {
-    /// In this order: the guard lets go before the mapping does.
-    guard: guard::Guard,
-    map: memmap2::Mmap,
-    file: File,
-    /// Whether [`CachedPages::is_cached`] knows: the system tells owners only.
-    tells: bool,
-    /// Bytes copied since pages were last let go.
-    touched: std::sync::atomic::AtomicUsize,
-}
+pub(crate) struct Probe(memmap2::Mmap);
 
 #[cfg(target_os = "linux")]
-impl CachedPages {
-    /// Bytes that may stay mapped into this process. To let go of pages stops every core that runs this process, for 30
-    /// to 50 us in a virtual machine: as long as 500 KB take to copy.
-    const MOST_TOUCHED: usize = 1 << 20;
-
+impl Probe {
     pub(crate) fn new(file: &File) -> std::io::Result<Self> {
-        use std::os::unix::fs::MetadataExt;
-        let file = file.try_clone()?;
-        // SAFETY: as in `ModelFile::open`.
-        let map = unsafe { memmap2::Mmap::map(&file) }?;
-        let me = rustix::process::geteuid();
-        let tells = me.is_root() || file.metadata()?.uid() == me.as_raw();
-        Ok(Self { guard: guard::Guard::new(&map), map, file, tells, touched: 0.into() })
+        // SAFETY: no byte of it is read.
+        unsafe { memmap2::Mmap::map(file) }.map(Self)
     }
 
     /// Whether all of the range is cached. Asking reads nothing, unlike a read that is told not to wait, which makes the
     /// system read ahead. True where it does not tell: of files that others own.
     pub(crate) fn is_cached(&self, offset: u64, len: usize) -> bool {
         const PAGE: usize = 4096;
-        let Some(from) = usize::try_from(offset).ok().filter(|from| from + len <= self.map.len()) else {
+        let Some(from) = usize::try_from(offset).ok().filter(|from| from + len <= self.0.len()) else {
             return true;
         };
         let (start, end) = (from / PAGE * PAGE, from + len);
-        let mut pages = [0u8; 256];
+        let mut pages = [0u8; 64];
         (start..end).step_by(PAGE * pages.len()).all(|at| {
             let bytes = (end - at).min(PAGE * pages.len());
             // SAFETY: a range of the mapping, from a page's start on, and room for its pages.
             let told = unsafe {
-                libc::mincore(self.map.as_ptr().add(at).cast_mut().cast(), bytes, pages.as_mut_ptr().cast())
+                libc::mincore(self.0.as_ptr().add(at).cast_mut().cast(), bytes, pages.as_mut_ptr().cast())
             };
             told != 0 || pages[..bytes.div_ceil(PAGE)].iter().all(|page| page & 1 == 1)
         })
-    }
-
-    /// Copies the bytes at `offset`, past this core's caches, if they are there without waiting. False if not, or if that
-    /// is not known, or if the file is not what it was: `to` may be changed then all the same.
-    pub(crate) fn copy(&self, offset: u64, to: &mut [u8]) -> bool {
-        use std::sync::atomic::Ordering::Relaxed;
-        let from = usize::try_from(offset).ok();
-        let Some(from) = from.and_then(|at| self.map.get(at..at.checked_add(to.len())?)) else {
-            return false;
-        };
-        if !self.tells || !self.guard.is_set() || self.guard.is_damaged() || !self.is_cached(offset, to.len())
-        {
-            return false;
-        }
-        nexaquant_kernels::copy_streaming(to, from);
-        if self.touched.fetch_add(to.len(), Relaxed) + to.len() > Self::MOST_TOUCHED {
-            self.touched.store(0, Relaxed);
-            // SAFETY: a mapping of a file that is only read: if another thread is at a page, it comes back.
-            let _ = unsafe { self.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
-        }
-        // After the copy: whatever was cut before its end shows now. A cut inside the last page raises no signal.
-        !self.guard.is_damaged() && self.file.metadata().is_ok_and(|m| m.len() >= self.map.len() as u64)
     }
 }
 
@@ -262,7 +221,7 @@ mod guard {
     use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::*};
 
     /// Mappings that can be guarded at once; more are mapped all the same, without a guard.
-    const SLOTS: usize = 512;
+    const SLOTS: usize = 256;
 
     struct Slot {
         taken: AtomicBool,
@@ -296,10 +255,6 @@ mod guard {
                 TABLE[i].end.store(bytes.as_ptr() as usize + bytes.len(), Release);
             }
             Self(slot)
-        }
-        /// Whether there was a slot for it.
-        pub(super) fn is_set(&self) -> bool {
-            self.0.is_some()
         }
         pub(super) fn is_damaged(&self) -> bool {
             self.0.is_some_and(|i| TABLE[i].damaged.load(Acquire))

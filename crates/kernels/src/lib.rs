@@ -3,11 +3,10 @@
 //! This crate opens no file, starts no thread and allocates nothing. Start at [`FORMATS`] for the weight
 //! formats, [`BoundKernel`] for a matrix product and [`Ops`] for everything between two products.
 //!
-//! `unsafe` is confined to the vector code (`simd`, `formats`, `ops`, `limits`, `copy`) and the two views that carve one
+//! `unsafe` is confined to the vector code (`simd`, `formats`, `ops`, `limits`) and the two views that carve one
 //! buffer among workers (`acts`, `out`).
 
 pub mod acts;
-mod copy;
 mod format;
 mod formats;
 mod isa;
@@ -17,7 +16,6 @@ mod out;
 mod simd;
 
 pub use acts::{Acts, F32Cols, Grain, I8Cols, Layout, Line};
-pub use copy::{copy_streaming, copy_streaming_with};
 pub use format::{BoundKernel, Format, MAX_ROW, Mode, Weights, WeightsError};
 pub use formats::FORMATS;
 pub use isa::{ISA_ENV, Isa, IsaError};

@@ -68,6 +68,8 @@ pub struct FillStats {
     pub cached_bytes: u64,
     /// Time that took, summed over the threads that copied.
     pub cached_time: Duration,
+    /// Time that waiting for the memory of large blocks took before that: the system clears what is used for the first time.
+    pub given_time: Duration,
     /// Bytes that reader threads waited for.
     pub disk_bytes: u64,
     /// Time during which at least one such read was under way.
@@ -83,6 +85,7 @@ impl FillStats {
         FillStats {
             cached_bytes: self.cached_bytes - before.cached_bytes,
             cached_time: self.cached_time.saturating_sub(before.cached_time),
+            given_time: self.given_time.saturating_sub(before.given_time),
             disk_bytes: self.disk_bytes - before.disk_bytes,
             disk_time: self.disk_time.saturating_sub(before.disk_time),
             shared_time: self.shared_time.saturating_sub(before.shared_time),
@@ -94,6 +97,7 @@ impl AddAssign for FillStats {
     fn add_assign(&mut self, other: FillStats) {
         self.cached_bytes += other.cached_bytes;
         self.cached_time += other.cached_time;
+        self.given_time += other.given_time;
         self.disk_bytes += other.disk_bytes;
         self.disk_time += other.disk_time;
         self.shared_time += other.shared_time;
@@ -104,6 +108,7 @@ impl AddAssign for FillStats {
 struct Counters {
     cached_bytes: AtomicU64,
     cached_nanos: AtomicU64,
+    given_nanos: AtomicU64,
     shared_nanos: AtomicU64,
 }
 
@@ -229,6 +234,8 @@ impl<T: Send + Sync + 'static> Filler<T> {
             let Some(job) = job else { return };
             let start = Instant::now();
             let _ = job.ticket.began.set(start);
+            job.pieces.iter().for_each(|(_, block)| self.0.memory.populate(*block));
+            let given = start.elapsed();
             let bytes: usize = job.pieces.iter().map(|(piece, _)| piece.len).sum();
             let read = guarded(|| {
                 let to = job.pieces.iter().map(|(piece, block)| {
@@ -240,7 +247,9 @@ impl<T: Send + Sync + 'static> Filler<T> {
             match read {
                 Ok(true) => {
                     self.0.counters.cached_bytes.fetch_add(bytes as u64, Relaxed);
-                    self.0.counters.cached_nanos.fetch_add(start.elapsed().as_nanos() as u64, Relaxed);
+                    let copied = start.elapsed() - given;
+                    self.0.counters.cached_nanos.fetch_add(copied.as_nanos() as u64, Relaxed);
+                    self.0.counters.given_nanos.fetch_add(given.as_nanos() as u64, Relaxed);
                     self.end(&job.ticket, Ok(()));
                 }
                 Ok(false) => self.hand_over(job),
@@ -293,6 +302,7 @@ impl<T: Send + Sync + 'static> Filler<T> {
         FillStats {
             cached_bytes: self.0.counters.cached_bytes.load(Relaxed),
             cached_time: Duration::from_nanos(self.0.counters.cached_nanos.load(Relaxed)),
+            given_time: Duration::from_nanos(self.0.counters.given_nanos.load(Relaxed)),
             disk_bytes: state.disk_bytes,
             disk_time: state.disk_time + since,
             shared_time: Duration::from_nanos(self.0.counters.shared_nanos.load(Relaxed)),

@@ -67,15 +67,14 @@ impl Source for Static {
 /// A file that is open.
 struct Opened {
     file: File,
-    /// Its bytes in the page cache, if they can be mapped.
-    pages: Option<os::CachedPages>,
-    /// The same file past the page cache; only beside `pages`.
-    direct: Option<File>,
+    past: Option<PastCache>,
 }
 
-/// From this size on, bytes are copied out of a mapping with streaming stores, 1.7 times as fast as the system copies them;
-/// smaller pieces are those of small budgets, which stay in a processor's caches if they are stored as usual.
-const MAPPED: usize = 128 << 10;
+/// The same file past the page cache.
+struct PastCache {
+    file: File,
+    probe: os::Probe,
+}
 
 fn short() -> Error {
     Error::new(ErrorKind::UnexpectedEof, "the file is shorter than it was; somebody truncated it")
@@ -107,7 +106,7 @@ fn read_at(file: &File, to: &mut [u8], offset: u64) -> Result<usize> {
 #[cfg(target_os = "linux")]
 mod os {
     use super::{File, IoSliceMut, Result, short};
-    pub(super) use crate::file::CachedPages;
+    pub(super) use crate::file::Probe;
     use rustix::io::{Errno, ReadWriteFlags};
 
     pub(super) fn read_cached(
@@ -174,16 +173,13 @@ mod os {
     pub(super) fn direct(_: &File) -> Option<File> {
         None
     }
-    pub(super) struct CachedPages;
-    impl CachedPages {
+    pub(super) struct Probe;
+    impl Probe {
         pub(super) fn new(_: &File) -> Result<Self> {
             Ok(Self)
         }
         pub(super) fn is_cached(&self, _: u64, _: usize) -> bool {
             true
-        }
-        pub(super) fn copy(&self, _: u64, _: &mut [u8]) -> bool {
-            false
         }
     }
     pub(super) fn will_need(_: &File, _: u64, _: usize) {}
@@ -199,17 +195,9 @@ impl Source for Opened {
     }
 
     fn read_cached(&self, offset: u64, to: &mut [IoSliceMut<'_>]) -> Result<bool> {
-        if let Some(pages) = &self.pages {
-            if let [one] = &mut *to
-                && one.len() >= MAPPED
-                && pages.copy(offset, one)
-            {
-                return Ok(true);
-            }
-            let len = to.iter().map(|slice| slice.len()).sum();
-            if self.direct.is_some() && !pages.is_cached(offset, len) {
-                return Ok(false);
-            }
+        let len = to.iter().map(|slice| slice.len()).sum();
+        if self.past.as_ref().is_some_and(|past| !past.probe.is_cached(offset, len)) {
+            return Ok(false);
         }
         if let Some(answer) = os::read_cached(&self.file, offset, to)? {
             return Ok(answer);
@@ -218,11 +206,11 @@ impl Source for Opened {
     }
 
     fn takes_sectors(&self) -> bool {
-        self.direct.is_some()
+        self.past.is_some()
     }
 
     fn read_far(&self, offset: u64, block: &mut [u8], at: usize, len: usize) -> Result<()> {
-        let Some(direct) = &self.direct else {
+        let Some(PastCache { file: direct, .. }) = &self.past else {
             os::will_need(&self.file, offset, len);
             return self.read(offset, &mut block[at..at + len]);
         };
@@ -262,13 +250,14 @@ pub(crate) fn source(file: &ModelFile, io: Io, sectors: bool) -> Result<Box<dyn 
         Io::Direct => sectors,
         Io::Cached => false,
     };
-    let pages = os::CachedPages::new(&opened).ok();
-    let direct = if past && pages.is_some() { os::direct(&opened) } else { None };
-    if direct.is_some() {
+    let past =
+        past.then(|| Some(PastCache { file: os::direct(&opened)?, probe: os::Probe::new(&opened).ok()? }));
+    let past = past.flatten();
+    if past.is_some() {
         // What is read through the cache then is single rows.
         os::expect_rows(&opened);
     }
-    Ok(Box::new(Opened { file: opened, pages, direct }))
+    Ok(Box::new(Opened { file: opened, past }))
 }
 
 #[cfg(test)]
@@ -317,70 +306,5 @@ mod tests {
         assert_eq!(&block, b"\0\x003456\0\0");
         assert!(fixed.read_far(7, &mut block, 2, 4).is_err());
         assert!(fixed.read_cached(u64::MAX, &mut [IoSliceMut::new(&mut block)]).is_err());
-    }
-
-    /// Bytes of a file's pages that are mapped into this process.
-    #[cfg(target_os = "linux")]
-    fn mapped(path: &Path) -> u64 {
-        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-        let name = path.to_str().unwrap();
-        let (mut ours, mut kb) = (false, 0);
-        for line in smaps.lines() {
-            if line.split(' ').next().is_some_and(|word| word.contains('-') && !word.ends_with(':')) {
-                ours = line.ends_with(name);
-            } else if let (true, Some(rss)) = (ours, line.strip_prefix("Rss:")) {
-                kb += rss.trim().strip_suffix(" kB").unwrap().parse::<u64>().unwrap();
-            }
-        }
-        kb << 10
-    }
-
-    #[cfg(target_os = "linux")]
-    #[test]
-    fn large_pieces_are_copied_out_of_a_mapping_that_stays_small_and_notices_a_cut() {
-        let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
-        let dir = tempfile::tempdir_in(target).or_else(|_| tempfile::tempdir()).unwrap();
-        let path = dir.path().join("file");
-        let bytes: Vec<u8> = (0..(24usize << 20) + 100).map(|i| (i * 7 + i / 257) as u8).collect();
-        std::fs::write(&path, &bytes).unwrap();
-        let file = File::open(&path).unwrap();
-        let pages = os::CachedPages::new(&file).unwrap();
-        let mut to = vec![0; 1 << 20];
-        let mut offset = 13;
-        while offset + to.len() <= bytes.len() {
-            to.fill(0);
-            assert!(pages.copy(offset as u64, &mut to), "{offset}");
-            assert!(to == bytes[offset..][..to.len()], "{offset}");
-            let mapped = mapped(&path);
-            assert!(mapped <= 4 << 20, "{mapped} bytes are mapped");
-            offset += to.len() / 2 + 77;
-        }
-        // As a source, at places that are aligned to nothing; the end of the file is an error.
-        let source = source(&ModelFile::open(&path).unwrap(), Io::Cached, true).unwrap();
-        let mut read = |offset: usize, len: usize| {
-            to.fill(0);
-            let read = source.read_cached(offset as u64, &mut [IoSliceMut::new(&mut to[..len])]);
-            read.map(|read| assert!(!read || to[..len] == bytes[offset..][..len], "{offset} {len}"))
-        };
-        for (offset, len) in
-            [(0, MAPPED), (1, MAPPED + 1), (99, MAPPED - 1), (1 << 20, 1 << 20), (4097, 700_001)]
-        {
-            read(offset, len).unwrap();
-        }
-        read(bytes.len() - MAPPED, MAPPED).unwrap();
-        // Cut inside the last page, which raises no signal, and then by half.
-        for left in [bytes.len() - 1, bytes.len() / 2] {
-            std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(left as u64).unwrap();
-            let mut to = vec![0; MAPPED];
-            assert!(!pages.copy((bytes.len() - MAPPED) as u64, &mut to), "{left}");
-            assert_eq!(read(bytes.len() - MAPPED, MAPPED).unwrap_err().kind(), ErrorKind::UnexpectedEof);
-            read(100, MAPPED).unwrap();
-        }
-        // What is not in the cache would have to be waited for.
-        file.sync_all().unwrap();
-        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
-        if !pages.is_cached(0, 1 << 20) {
-            assert!(!pages.copy(0, &mut vec![0; 1 << 20]));
-        }
     }
 }

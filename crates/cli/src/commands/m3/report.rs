@@ -115,6 +115,12 @@ impl<'a> Report<'a> {
             let name = "filling from the page cache, a thread";
             line(name, format!("{}{}", rate(cached), beside.unwrap_or_default()));
         }
+        // Less is not worth a line: blocks that have their memory already are asked for it, too.
+        let given = self.fill.given_time;
+        if given > self.fill.cached_time / 50 {
+            let given = format!("{:.0} ms, not counted above", given.as_secs_f64() * 1e3);
+            line("memory from the system for that, first use", given);
+        }
         if let Some(disk) = disk {
             let plain = self.plan.models.iter().find(|model| !model.rate.cached);
             let beside = plain.map(|model| {
