@@ -220,7 +220,7 @@ async fn every_route_that_is_listed_is_there() {
     }
     let page = server.get("/").send().await.unwrap();
     assert!(page.headers()["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'"));
-    assert!(page.text().await.unwrap().contains("<h1>NexaQuant</h1>"));
+    assert!(page.text().await.unwrap().contains("<title>NexaQuant</title>"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
