@@ -1,7 +1,7 @@
 //! Messages of a conversation as OpenAI's clients send them, into what the engine's templates take.
 
 use crate::error::ApiError;
-use nexaquant_engine::chat::{Message, Role};
+use nexaquant_engine::chat::{Message, Role, ToolCall};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -11,6 +11,7 @@ pub struct Incoming {
     role: Name,
     content: Option<Content>,
     tool_calls: Option<Vec<Called>>,
+    tool_call_id: Option<String>,
     name: Option<String>,
 }
 
@@ -42,8 +43,10 @@ pub struct Part {
     text: Option<String>,
 }
 
+/// A call that the model made before.
 #[derive(Debug, Deserialize)]
-struct Called {
+pub struct Called {
+    id: Option<String>,
     function: CalledFunction,
 }
 
@@ -79,35 +82,52 @@ pub fn all(incoming: Vec<Incoming>) -> Result<Vec<Message>, ApiError> {
     if incoming.is_empty() {
         return Err(ApiError::field("messages", "messages is empty; at least one message is needed"));
     }
-    incoming.into_iter().enumerate().map(|(i, message)| one(i, message)).collect()
+    let mut messages: Vec<Message> =
+        incoming.into_iter().enumerate().map(|(i, message)| one(i, message)).collect::<Result<_, _>>()?;
+    name_results(&mut messages);
+    Ok(messages)
 }
 
 fn one(index: usize, message: Incoming) -> Result<Message, ApiError> {
     let field = format!("messages[{index}].content");
-    let mut text = message.content.map(|content| content.text(&field)).transpose()?;
+    let text = message.content.map(|content| content.text(&field)).transpose()?;
     let role = match message.role {
         Name::System | Name::Developer => Role::System,
         Name::User => Role::User,
         Name::Assistant => Role::Assistant,
         Name::Tool | Name::Function => Role::Tool,
     };
-    if role == Role::Assistant {
-        for call in message.tool_calls.into_iter().flatten() {
-            // In the words in which a model is told to call (`tools.rs`).
-            let arguments = match call.function.arguments {
-                Value::String(text) => text,
-                other => other.to_string(),
-            };
-            let said = text.get_or_insert_default();
-            if !said.is_empty() {
-                said.push('\n');
-            }
-            said.push_str(&crate::tools::written(&call.function.name, &arguments));
-        }
+    let calls = message.tool_calls.filter(|_| role == Role::Assistant).unwrap_or_default();
+    if text.is_none() && calls.is_empty() {
+        return Err(ApiError::field(&field, format!("{field} is missing")));
     }
-    if let (Role::Tool, Some(name), Some(text)) = (role, &message.name, &mut text) {
-        *text = format!("{name}: {text}");
+    let (name, call_id) = match role {
+        Role::Tool => (message.name, message.tool_call_id),
+        _ => (None, None),
+    };
+    let calls = calls.into_iter().map(Called::into).collect();
+    Ok(Message { calls, name, call_id, ..Message::new(role, text.unwrap_or_default()) })
+}
+
+impl From<Called> for ToolCall {
+    fn from(called: Called) -> Self {
+        let CalledFunction { name, arguments } = called.function;
+        // OpenAI's clients send an object as text, Ollama's as it is. Templates want the object.
+        let arguments = match arguments {
+            Value::String(text) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
+            other => other,
+        };
+        ToolCall { id: called.id.unwrap_or_default(), name, arguments }
     }
-    text.map(|text| Message::new(role, text))
-        .ok_or_else(|| ApiError::field(&field, format!("{field} is missing")))
+}
+
+/// A result that says which call it belongs to, but not of what tool, gets the name from there.
+pub fn name_results(messages: &mut [Message]) {
+    for at in 0..messages.len() {
+        let (before, rest) = messages.split_at_mut(at);
+        let Some(result) = rest.first_mut().filter(|message| message.role == Role::Tool) else { continue };
+        let Some(id) = result.call_id.as_deref().filter(|_| result.name.is_none()) else { continue };
+        let call = before.iter().rev().flat_map(|message| &message.calls).find(|call| call.id == id);
+        result.name = call.map(|call| call.name.clone());
+    }
 }
