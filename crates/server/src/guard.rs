@@ -24,7 +24,9 @@ pub async fn guard(State(app): State<App>, request: Request, next: Next) -> Resp
     match may(&app, &request) {
         Ok(()) => next.run(request).await,
         Err(error) => match request.uri().path() {
-            "/v1/messages" => error.respond(anthropic::as_error(&error).to_string()),
+            path if path.starts_with("/v1/messages") => {
+                error.respond(anthropic::as_error(&error).to_string())
+            }
             path if path.starts_with("/api/") => error.respond(ollama::as_error(&error).to_string()),
             _ => error.into_response(),
         },

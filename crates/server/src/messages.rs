@@ -131,3 +131,34 @@ pub fn name_results(messages: &mut [Message]) {
         result.name = call.map(|call| call.name.clone());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn calls_and_results_belong_together() {
+        let incoming = json!([
+            { "role": "user", "content": "weather?" },
+            { "role": "assistant", "content": null, "tool_calls": [
+                { "id": "a", "type": "function", "function": { "name": "f", "arguments": "{\"x\": 1}" } },
+                { "id": "b", "type": "function", "function": { "name": "g", "arguments": "not JSON" } },
+            ] },
+            { "role": "tool", "tool_call_id": "b", "content": "B" },
+            { "role": "tool", "tool_call_id": "a", "content": "A", "name": "own" },
+            { "role": "tool", "tool_call_id": "none", "content": "?" },
+            { "role": "user", "name": "Ann", "content": [{ "type": "text", "text": "So" }, { "type": "text", "text": "?" }] },
+        ]);
+        let messages = all(serde_json::from_value(incoming).unwrap()).unwrap();
+        let names: Vec<_> = messages.iter().map(|message| message.name.as_deref()).collect();
+        assert_eq!(names, [None, None, Some("g"), Some("own"), None, None]);
+        assert_eq!(messages[1].content, "");
+        assert_eq!(messages[1].calls[0].arguments, json!({ "x": 1 }));
+        assert_eq!(messages[1].calls[1].arguments, json!("not JSON"));
+        assert_eq!(messages[5].content, "So\n?");
+        let empty = json!([{ "role": "assistant", "tool_calls": [] }]);
+        let error = all(serde_json::from_value(empty).unwrap()).unwrap_err();
+        assert_eq!(error.param.as_deref(), Some("messages[0].content"));
+    }
+}

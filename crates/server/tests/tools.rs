@@ -131,6 +131,9 @@ async fn anthropics_calls_come_whole_and_in_streams_and_are_answered() {
     same["tool_choice"] = json!("auto");
     let other = server.ok("/v1/chat/completions", &same).await;
     assert_eq!(answered["usage"]["input_tokens"], other["usage"]["prompt_tokens"]);
+    body.as_object_mut().unwrap().remove("max_tokens");
+    let counted = server.ok("/v1/messages/count_tokens", &body).await;
+    assert_eq!(counted, json!({ "input_tokens": answered["usage"]["input_tokens"] }));
     assert_eq!(answered["content"][0]["text"], other["choices"][0]["message"]["content"]);
 }
 

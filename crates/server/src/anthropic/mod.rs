@@ -10,7 +10,7 @@ use crate::constrain::{self, Wanted};
 use crate::error::{ApiError, ErrorKind};
 use crate::prompt;
 use crate::sampling::Sampling;
-use axum::extract::{FromRequest, State};
+use axum::extract::{FromRequest, Request, State};
 use axum::response::sse::{KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use nexaquant_engine::GenerateOptions;
@@ -20,12 +20,25 @@ use request::Body;
 use serde_json::{Value, json};
 
 /// Answers a conversation.
-pub async fn create(State(app): State<App>, request: axum::extract::Request) -> Response {
+pub async fn create(State(app): State<App>, request: Request) -> Response {
     let answered = async {
         let Raw(bytes) = Raw::from_request(request, &app).await?;
         answer(&app, &bytes).await
     };
     answered.await.unwrap_or_else(|error: ApiError| error.respond(as_error(&error).to_string()))
+}
+
+/// Tokens of a conversation that is not answered.
+pub async fn count(State(app): State<App>, request: Request) -> Response {
+    let counted = async {
+        let Raw(bytes) = Raw::from_request(request, &app).await?;
+        let mut body: Body = parse(&bytes)?;
+        let model = app.model(&body.model)?.model;
+        let (messages, offer) = body.conversation()?;
+        let prompt = prompt::chat(&model, messages, RenderOptions::default(), offer).await?;
+        Ok(axum::Json(json!({ "input_tokens": prompt.ids.len() })).into_response())
+    };
+    counted.await.unwrap_or_else(|error: ApiError| error.respond(as_error(&error).to_string()))
 }
 
 /// An error in this API's shape.
@@ -42,6 +55,9 @@ pub(crate) fn as_error(error: &ApiError) -> Value {
 
 async fn answer(app: &App, bytes: &[u8]) -> Result<Response, ApiError> {
     let (mut body, sampling): (Body, Sampling) = (parse(bytes)?, parse(bytes)?);
+    let Some(max_tokens) = body.max_tokens else {
+        return Err(ApiError::field("max_tokens", "max_tokens is missing"));
+    };
     let known = app.model(&body.model)?;
     let model = known.model.clone();
     let (messages, offer) = body.conversation()?;
@@ -51,7 +67,7 @@ async fn answer(app: &App, bytes: &[u8]) -> Result<Response, ApiError> {
     stops.extend(body.stop_sequences.unwrap_or_default());
     let generate = sampling.options(app, &model, stops)?;
     let mut generate = GenerateOptions {
-        max_tokens: Some(generate.max_tokens.unwrap_or(usize::MAX).min(body.max_tokens as usize)),
+        max_tokens: Some(generate.max_tokens.unwrap_or(usize::MAX).min(max_tokens as usize)),
         ..generate
     };
     if let Some(schema) = offer.forced() {

@@ -13,7 +13,8 @@ pub struct Body {
     pub model: String,
     messages: Vec<Incoming>,
     system: Option<Content>,
-    pub max_tokens: u32,
+    /// Needed for an answer, not for counting.
+    pub max_tokens: Option<u32>,
     pub stop_sequences: Option<Vec<String>>,
     tools: Option<Vec<Offered>>,
     tool_choice: Option<Chosen>,
@@ -157,5 +158,44 @@ impl Incoming {
             all.push(Message { calls, ..Message::new(role, texts.join("\n")) });
         }
         Ok(all)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn blocks_become_messages() {
+        let mut body: Body = serde_json::from_value(json!({
+            "model": "m",
+            "system": [{ "type": "text", "text": "Be brief." }],
+            "messages": [
+                { "role": "user", "content": "q" },
+                { "role": "assistant", "content": [{ "type": "tool_use", "id": "t", "name": "f", "input": { "x": 1 } }] },
+                { "role": "user", "content": [
+                    { "type": "text", "text": "See." },
+                    { "type": "tool_result", "tool_use_id": "t", "content": "no", "is_error": true },
+                ] },
+                { "role": "user", "content": [] },
+            ],
+            "tools": [{ "name": "f" }, { "name": "g", "type": "custom" }],
+            "tool_choice": { "type": "tool", "name": "g" },
+        }))
+        .unwrap();
+        let (messages, offer) = body.conversation().unwrap();
+        let said: Vec<_> = messages.iter().map(|m| (m.role.as_str(), m.content.as_str())).collect();
+        let wanted = [
+            ("system", "Be brief."),
+            ("user", "q"),
+            ("assistant", ""),
+            ("tool", "Error: no"),
+            ("user", "See."),
+            ("user", ""),
+        ];
+        assert_eq!(said, wanted);
+        assert_eq!((messages[2].calls[0].name.as_str(), messages[3].name.as_deref()), ("f", Some("f")));
+        assert_eq!(offer.forced().unwrap()["properties"]["name"]["const"], "g");
     }
 }

@@ -1,9 +1,10 @@
-//! Ollama's API as far as its chat clients need it: `/api/version`, `/api/tags`, `/api/ps`, `/api/chat`, `/api/generate`.
+//! Ollama's API as far as its chat clients need it: `/api/version`, `/api/tags`, `/api/ps`,
+//! `/api/show`, `/api/chat`, `/api/generate`.
 
 mod models;
 mod reply;
 
-pub use models::{ps, tags, version};
+pub use models::{ps, show, tags, version};
 
 use crate::app::App;
 use crate::ask::Ask;
@@ -91,6 +92,11 @@ pub(crate) fn as_error(error: &ApiError) -> Value {
     json!({ "error": error.message })
 }
 
+/// Clients of Ollama ask for `name:latest`.
+fn plain(name: &str) -> &str {
+    name.strip_suffix(":latest").unwrap_or(name)
+}
+
 /// Ollama's names of options that differ.
 fn sampling(options: Option<Map<String, Value>>) -> Result<Sampling, ApiError> {
     let mut options = options.unwrap_or_default();
@@ -110,11 +116,17 @@ fn sampling(options: Option<Map<String, Value>>) -> Result<Sampling, ApiError> {
 
 async fn answer(app: &App, bytes: &[u8], chat: bool) -> Result<Response, ApiError> {
     let body: Body = parse(bytes)?;
-    // Clients of Ollama ask for `name:latest`.
-    let name = body.model.strip_suffix(":latest").unwrap_or(&body.model).to_owned();
+    let name = plain(&body.model).to_owned();
     let known = app.model(&name)?;
     let model = known.model.clone();
     let sampling = sampling(body.options)?;
+    let wanted = match body.format {
+        None | Some(Value::Null) => None,
+        Some(Value::String(word)) if word.is_empty() => None,
+        Some(Value::String(word)) if word == "json" => Some(Wanted::Schema(json!({ "type": "object" }))),
+        Some(schema @ Value::Object(_)) => Some(Wanted::Schema(schema)),
+        Some(_) => return Err(ApiError::field("format", "format is json or a schema")),
+    };
     let mut messages = Vec::new();
     messages.extend(body.system.map(|system| Message::new(Role::System, system)));
     for (i, message) in body.messages.into_iter().flatten().enumerate() {
@@ -140,13 +152,6 @@ async fn answer(app: &App, bytes: &[u8], chat: bool) -> Result<Response, ApiErro
     prompt::check(app, &model, &ids, if chat { "messages" } else { "prompt" })?;
     let mut generate = sampling.options(app, &model, stops)?;
     generate.continues_prompt = raw;
-    let wanted = match body.format {
-        None | Some(Value::Null) => None,
-        Some(Value::String(word)) if word.is_empty() => None,
-        Some(Value::String(word)) if word == "json" => Some(Wanted::Schema(json!({ "type": "object" }))),
-        Some(schema @ Value::Object(_)) => Some(Wanted::Schema(schema)),
-        Some(_) => return Err(ApiError::field("format", "format is json or a schema")),
-    };
     if let Some(wanted) = wanted {
         generate.constraint = Some(constrain::constraint(&known, wanted).await?);
     }

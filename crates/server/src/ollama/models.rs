@@ -1,9 +1,14 @@
 //! Which models there are, and which are in memory.
 
 use super::reply::date;
+use super::{as_error, plain};
 use crate::app::{App, Known};
+use crate::body::{Raw, parse};
+use crate::error::ApiError;
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{FromRequest, Request, State};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// The version of the API that is spoken.
@@ -46,4 +51,35 @@ pub async fn ps(State(app): State<App>) -> Json<Value> {
         Some(model)
     });
     Json(json!({ "models": there.collect::<Vec<_>>() }))
+}
+
+#[derive(Deserialize)]
+struct Shown {
+    #[serde(alias = "name")]
+    model: String,
+}
+
+/// What is known of a model.
+pub async fn show(State(app): State<App>, request: Request) -> Response {
+    let shown = async {
+        let Raw(bytes) = Raw::from_request(request, &app).await?;
+        let Shown { model } = parse(&bytes)?;
+        let known = app.model(plain(&model))?;
+        let mut details = details(&model, &known);
+        let hparams = &known.model.architecture().hparams;
+        let family = details["details"]["family"].as_str().unwrap_or_default().to_owned();
+        let template = known.model.chat().ok().and_then(|template| template.source()).unwrap_or_default();
+        Ok(Json(json!({
+            "details": details["details"].take(),
+            "modified_at": details["modified_at"].take(),
+            "template": template,
+            "capabilities": ["completion", "tools"],
+            "model_info": {
+                "general.architecture": family,
+                format!("{family}.context_length"): hparams.context_length,
+            },
+        })))
+    };
+    let shown: Result<Json<Value>, ApiError> = shown.await;
+    shown.map_or_else(|error| error.respond(as_error(&error).to_string()), IntoResponse::into_response)
 }

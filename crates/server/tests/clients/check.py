@@ -131,6 +131,7 @@ def _():
 def _():
     other = anthropic.Anthropic(base_url=URL, api_key="none", max_retries=0)
     message = other.messages.create(model="alpha", max_tokens=16, messages=ASK, extra_body=COLD)
+    assert other.messages.count_tokens(model="alpha", messages=ASK).input_tokens == message.usage.input_tokens
     with other.messages.stream(model="alpha", max_tokens=16, messages=ASK, extra_body=COLD) as stream:
         assert "".join(stream.text_stream) == message.content[0].text != ""
 
@@ -159,6 +160,7 @@ def _():
     text = other.chat(model="alpha", messages=ASK, options=options).message.content
     assert "".join(c.message.content for c in other.chat(model="alpha", messages=ASK, options=options, stream=True)) == text
     assert other.generate(model="alpha", prompt="Hello.", options=options).response
+    assert "completion" in other.show("alpha").capabilities and "alpha" in [model.model for model in other.ps().models]
 
 
 @check("ollama's tools")

@@ -24,9 +24,11 @@ for schema in document["components"]["schemas"].values():
     for bound in {"max_tokens", "max_completion_tokens"} & set(schema.get("properties", {})):
         schema["properties"][bound].update(maximum=8, minimum=1)
 for path, item in document["paths"].items():
-    for operation in item.values():
+    for method, operation in item.items():
         for parameter in operation.get("parameters", []):
-            parameter["schema"]["enum"] = names
+            # Not to take away what the others need.
+            parameter["schema"]["enum"] = ["none"] if method == "delete" else names
+document["components"]["schemas"]["Budget"]["properties"]["budget"].update(minimum=6_000_000, maximum=40_000_000)
 # It has no end.
 del document["paths"]["/v1/m3/events"]
 
