@@ -3,7 +3,7 @@
 use crate::error::ApiError;
 use nexaquant_engine::chat::{Message, Role, ToolCall};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// A message as it comes.
 #[derive(Debug, Deserialize)]
@@ -53,7 +53,15 @@ pub struct Called {
 #[derive(Debug, Deserialize)]
 struct CalledFunction {
     name: String,
-    arguments: Value,
+    arguments: Arguments,
+}
+
+/// OpenAI's clients send an object as text, Ollama's as it is.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "an object, or one as text")]
+enum Arguments {
+    Text(String),
+    Object(Map<String, Value>),
 }
 
 impl Content {
@@ -112,10 +120,10 @@ fn one(index: usize, message: Incoming) -> Result<Message, ApiError> {
 impl From<Called> for ToolCall {
     fn from(called: Called) -> Self {
         let CalledFunction { name, arguments } = called.function;
-        // OpenAI's clients send an object as text, Ollama's as it is. Templates want the object.
+        // Templates want the object.
         let arguments = match arguments {
-            Value::String(text) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
-            other => other,
+            Arguments::Text(text) => serde_json::from_str(&text).unwrap_or(Value::String(text)),
+            Arguments::Object(object) => Value::Object(object),
         };
         ToolCall { id: called.id.unwrap_or_default(), name, arguments }
     }
@@ -157,6 +165,13 @@ mod tests {
         assert_eq!(messages[1].calls[0].arguments, json!({ "x": 1 }));
         assert_eq!(messages[1].calls[1].arguments, json!("not JSON"));
         assert_eq!(messages[5].content, "So\n?");
+        let list = json!({ "function": { "name": "f", "arguments": [1] } });
+        assert!(
+            serde_json::from_value::<Called>(list)
+                .unwrap_err()
+                .to_string()
+                .contains("an object, or one as text")
+        );
         let empty = json!([{ "role": "assistant", "tool_calls": [] }]);
         let error = all(serde_json::from_value(empty).unwrap()).unwrap_err();
         assert_eq!(error.param.as_deref(), Some("messages[0].content"));
