@@ -48,7 +48,7 @@ struct Block {
     text: Option<String>,
     id: Option<String>,
     name: Option<String>,
-    input: Option<Value>,
+    input: Option<Map<String, Value>>,
     tool_use_id: Option<String>,
     content: Option<Content>,
     is_error: Option<bool>,
@@ -136,7 +136,7 @@ impl Incoming {
                 "tool_use" => calls.push(ToolCall {
                     id: block.id.ok_or_else(|| missing("id"))?,
                     name: block.name.ok_or_else(|| missing("name"))?,
-                    arguments: block.input.ok_or_else(|| missing("input"))?,
+                    arguments: Value::Object(block.input.ok_or_else(|| missing("input"))?),
                 }),
                 "tool_result" => {
                     let text = block.content.map(|content| content.text(&format!("{field}.content")));

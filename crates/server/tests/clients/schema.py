@@ -2,8 +2,9 @@
 
     pip install schemathesis
     nexaquant serve alpha beta gamma --budget 10MB --max-tokens 8
-    python schema.py http://127.0.0.1:8080 [MORE ARGUMENTS FOR SCHEMATHESIS]
+    python schema.py http://127.0.0.1:8080 [--strict]
 
+With --strict it also looks for requests that the document forbids and the server takes, with other cases each time.
 The document does not know which models there are, so their names are put in first: requests would end at 404 otherwise.
 """
 
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import urllib.request
 
-URL, more = sys.argv[1], sys.argv[2:]
+STRICT, (URL,) = "--strict" in sys.argv, [word for word in sys.argv[1:] if word != "--strict"]
 get = lambda path: json.load(urllib.request.urlopen(URL + path))
 document = get("/openapi.json")
 names = [model["id"] for model in get("/v1/models")["data"]] + ["none"]
@@ -34,6 +35,8 @@ with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
     file.flush()
     # A request that the document allows may still be refused, with a reason that no schema can say: a budget too small, a
     # prompt too long, a grammar that cannot be followed.
+    skipped = ["positive_data_acceptance"] + ([] if STRICT else ["negative_data_rejection"])
+    cases = ["--generation-database", "none"] if STRICT else ["--generation-deterministic"]
     sys.exit(subprocess.run([
-        "schemathesis", "run", file.name, "--url", URL, "--exclude-checks", "positive_data_acceptance", "--phases", "examples,coverage,fuzzing",
-        "--max-examples", "25", "--request-timeout", "30", "--warnings", "off", "--generation-database", "none", "--no-color", *more]).returncode)
+        "schemathesis", "run", file.name, "--url", URL, "--exclude-checks", ",".join(skipped), "--phases", "examples,coverage,fuzzing",
+        "--max-examples", "25", "--request-timeout", "30", "--warnings", "off", "--no-color", *cases]).returncode)
