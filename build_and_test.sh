@@ -13,6 +13,20 @@ skip() { # name, reason
   skipped+=("$1: $2")
 }
 
+with_server() { # options of serve, --, a command that is given the server's address
+  local options=() said server failed=0
+  while [ "$1" != -- ]; do options+=("$1"); shift; done
+  shift
+  said=$(mktemp)
+  "$bin" serve alpha beta gamma --port 0 "${options[@]}" 2>"$said" &
+  server=$!
+  for _ in $(seq 100); do grep -q ' at http://' "$said" && break; sleep 0.1; done
+  "$@" "$(sed -n 's/.* at \(http.*\)/\1/p' "$said" | head -1)" || failed=1
+  kill "$server" && wait "$server"
+  [ "$failed" = 0 ] || { echo "error: a client of the server failed" >&2; tail -n 200 "$said" >&2; exit 1; }
+  rm -f "$said"
+}
+
 step "release build"
 cargo build --release --locked --workspace
 
@@ -47,18 +61,25 @@ bin=$(cargo metadata --format-version 1 --no-deps --locked | sed -n 's/.*"target
 "$bin" run alpha -p "Tell me a story about a little fox." --seed 7 -n 60
 "$bin" m3 --events none
 if ldd "$bin" 2>/dev/null | grep -qi opencl; then echo "error: the program is linked against OpenCL" >&2; exit 1; fi
-if python3 -c 'import openai, anthropic, ollama' >/dev/null 2>&1; then
-  said=$(mktemp)
-  "$bin" serve alpha beta gamma --budget 10MB --port 0 2>"$said" &
-  server=$!
-  for _ in $(seq 100); do grep -q ' at http://' "$said" && break; sleep 0.1; done
-  clients=0
-  python3 crates/server/tests/clients/check.py "$(sed -n 's/.* at \(http.*\)/\1/p' "$said" | head -1)" || clients=1
-  kill "$server" && wait "$server"
-  [ "$clients" = 0 ] || { echo "error: a client of the server failed" >&2; cat "$said" >&2; exit 1; }
-  rm -f "$said"
+if python3 -c 'import openai, anthropic, ollama, schemathesis, yaml' >/dev/null 2>&1; then
+  with_server --budget 10MB -- python3 crates/server/tests/clients/check.py
+  with_server --budget 10MB --max-tokens 8 -- python3 crates/server/tests/clients/schema.py
+  python3 crates/server/tests/deploy/check.py "$bin"
 else
-  skip python-clients "the Python packages openai, anthropic and ollama are not importable"
+  skip python-clients "the Python packages openai, anthropic, ollama, schemathesis and pyyaml are not importable"
+fi
+# Its packages do not go together with those of the others, so it may have a Python of its own.
+litellm=${NEXAQUANT_LITELLM_PYTHON:-python3}
+if "$litellm" -c 'import litellm, fastapi, openai' >/dev/null 2>&1; then
+  "$litellm" crates/server/tests/clients/proxy.py "$bin"
+else
+  skip litellm "the Python package litellm[proxy] is not importable"
+fi
+if python3 -c 'import playwright, axe_playwright_python' >/dev/null 2>&1 && [ -x "${NEXAQUANT_CHROMIUM:=/usr/bin/chromium}" ]; then
+  # Its pictures stay in target/browser.
+  NEXAQUANT_CHROMIUM=$NEXAQUANT_CHROMIUM python3 crates/server/tests/browser/check.py "$bin" "${bin%/release/*}/browser"
+else
+  skip browser "the Python packages playwright and axe-playwright-python are not importable, or there is no ${NEXAQUANT_CHROMIUM:-/usr/bin/chromium}"
 fi
 for isa in scalar avx2 avx512; do
   if NEXAQUANT_ISA=$isa "$bin" info 2>&1 | grep -q "does not have it"; then

@@ -7,6 +7,7 @@ use axum::extract::{FromRequest, Request};
 use axum::http::header;
 use http_body_util::LengthLimitError;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::error::Error;
 use std::time::Duration;
 
@@ -54,16 +55,52 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
 /// Parses JSON. An error says where, and which field.
 pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        // A key that is no good has no name of its own.
-        let path = error.path().to_string().trim_end_matches(".?").to_owned();
-        let param = (!path.is_empty() && path != ".").then_some(path);
-        let inner = error.inner().to_string();
-        let message = param.as_ref().map_or_else(|| inner.clone(), |path| format!("{path}: {inner}"));
-        ApiError { param, ..ApiError::new(ErrorKind::BadRequest, message) }
-    })?;
-    json.end().map_err(|error| ApiError::new(ErrorKind::BadRequest, error.to_string()))?;
-    Ok(value)
+    match serde_path_to_error::deserialize(&mut json) {
+        Ok(value) => {
+            json.end().map_err(|error| ApiError::new(ErrorKind::BadRequest, error.to_string()))?;
+            Ok(value)
+        }
+        Err(error) => {
+            // In JSON, 20.0 is 20, and some languages write it so.
+            let whole = error.inner().is_data().then(|| with_whole_numbers(bytes)).flatten();
+            let value = whole.and_then(|value| serde_json::from_value(value).ok());
+            value.ok_or_else(|| wrong(&error))
+        }
+    }
+}
+
+fn wrong(error: &serde_path_to_error::Error<serde_json::Error>) -> ApiError {
+    // A key that is no good has no name of its own.
+    let path = error.path().to_string().trim_end_matches(".?").to_owned();
+    let param = (!path.is_empty() && path != ".").then_some(path);
+    let inner = error.inner().to_string();
+    let message = param.as_ref().map_or_else(|| inner.clone(), |path| format!("{path}: {inner}"));
+    ApiError { param, ..ApiError::new(ErrorKind::BadRequest, message) }
+}
+
+/// The value with whole numbers where floating ones are whole; `None` if there are none of those.
+fn with_whole_numbers(bytes: &[u8]) -> Option<Value> {
+    // Beyond this not every whole number is one.
+    const MOST: f64 = (1_u64 << 53) as f64;
+    fn change(value: &mut Value) -> bool {
+        match value {
+            Value::Number(number) => {
+                let found =
+                    number.as_f64().filter(|x| number.is_f64() && x.fract() == 0.0 && x.abs() <= MOST);
+                if let Some(x) = found {
+                    *value = Value::from(x as i64);
+                }
+                found.is_some()
+            }
+            Value::Array(values) => values.iter_mut().fold(false, |changed, value| change(value) | changed),
+            Value::Object(object) => {
+                object.values_mut().fold(false, |changed, value| change(value) | changed)
+            }
+            _ => false,
+        }
+    }
+    let mut value = serde_json::from_slice(bytes).ok()?;
+    change(&mut value).then_some(value)
 }
 
 #[cfg(test)]
@@ -72,8 +109,16 @@ mod tests {
 
     #[derive(Debug, serde::Deserialize)]
     struct Thing {
-        #[allow(dead_code)]
         list: Vec<u32>,
+    }
+
+    #[test]
+    fn whole_numbers_may_be_written_with_a_point() {
+        assert_eq!(parse::<Thing>(br#"{"list": [1.0, 2, 3e2]}"#).unwrap().list, [1, 2, 300]);
+        for bad in ["[1.5]", "[-1.0]", "[1e300]", "[1.0, \"x\"]"] {
+            let error = parse::<Thing>(format!("{{\"list\": {bad}}}").as_bytes()).unwrap_err();
+            assert!(error.param.is_some_and(|param| param.starts_with("list[")), "{bad}");
+        }
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Errors as clients see them: OpenAI's shape `{"error": {"message", "type", "param", "code"}}` and a status.
 //!
-//! Other APIs put the same error into their own shape (`anthropic/`, `ollama/`).
+//! Other APIs put the same error into their own shape (`as_error` in `anthropic/` and `ollama/`).
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};

@@ -6,10 +6,11 @@
 
 use crate::app::App;
 use crate::error::{ApiError, ErrorKind};
+use crate::{anthropic, ollama};
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Uri, header};
 use axum::middleware::Next;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use std::net::IpAddr;
 use subtle::ConstantTimeEq;
 
@@ -18,16 +19,30 @@ fn open(path: &str) -> bool {
     matches!(path, "/" | "/health" | "/livez" | "/readyz" | "/openapi.json") || path.starts_with("/page/")
 }
 
-/// Refuses who may not ask.
-pub async fn guard(State(app): State<App>, request: Request, next: Next) -> Result<Response, ApiError> {
-    let headers = request.headers();
-    origin(&app, headers)?;
-    if app.options.api_keys.is_empty() {
-        host(&app, headers, request.uri())?;
-    } else if !open(request.uri().path()) {
-        key(&app.options.api_keys, headers)?;
+/// Refuses who may not ask, in the words of the API that they speak.
+pub async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
+    match may(&app, &request) {
+        Ok(()) => next.run(request).await,
+        Err(error) => match request.uri().path() {
+            path if path.starts_with("/v1/messages") => {
+                error.respond(anthropic::as_error(&error).to_string())
+            }
+            path if path.starts_with("/api/") => error.respond(ollama::as_error(&error).to_string()),
+            _ => error.into_response(),
+        },
     }
-    Ok(next.run(request).await)
+}
+
+fn may(app: &App, request: &Request) -> Result<(), ApiError> {
+    let headers = request.headers();
+    origin(app, headers)?;
+    if app.options.api_keys.is_empty() {
+        host(app, headers, request.uri())
+    } else if open(request.uri().path()) {
+        Ok(())
+    } else {
+        key(&app.options.api_keys, headers)
+    }
 }
 
 fn key(keys: &[String], headers: &HeaderMap) -> Result<(), ApiError> {

@@ -5,9 +5,9 @@
 //! | `serve.rs`, `listen.rs`, `tls.rs` | from start to stop; connections |
 //! | `router.rs`, `guard.rs`, `body.rs`, `error.rs` | routes, who may ask, bodies within limits, errors |
 //! | `app.rs`, `options.rs` | what handlers share; how a server is started |
-//! | `prompt.rs`, `messages.rs`, `sampling.rs`, `constrain.rs`, `tools.rs` | from what is asked to what the engine takes |
+//! | `prompt.rs`, `messages.rs`, `sampling.rs`, `constrain.rs`, `tools/` | from what is asked to what the engine takes |
 //! | `ask.rs`, `queue.rs`, `answer.rs` | a place in the queue, a turn, and pieces of text as they come |
-//! | `openai/`, `anthropic.rs`, `ollama.rs`, `tokens.rs` | the APIs |
+//! | `openai/`, `anthropic/`, `ollama/`, `tokens.rs` | the APIs |
 //! | `m3/` | who is in memory, live, and what can be done about it |
 //! | `health.rs`, `metrics.rs`, `scrape.rs` | for those who run it |
 //! | `page.rs`, `web/` | the page and the OpenAPI document |

@@ -6,10 +6,13 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 
 const INDEX: &str = include_str!("web/index.html");
-const FILES: [(&str, &str, &str); 6] = [
+const FILES: [(&str, &str, &str); 9] = [
     ("style.css", "text/css; charset=utf-8", include_str!("web/style.css")),
     ("app.js", JS, include_str!("web/app.js")),
     ("chat.js", JS, include_str!("web/chat.js")),
+    ("turns.js", JS, include_str!("web/turns.js")),
+    ("store.js", JS, include_str!("web/store.js")),
+    ("charts.js", JS, include_str!("web/charts.js")),
     ("map.js", JS, include_str!("web/map.js")),
     ("markdown.js", JS, include_str!("web/markdown.js")),
     ("http.js", JS, include_str!("web/http.js")),

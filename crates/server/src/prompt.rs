@@ -3,6 +3,7 @@
 
 use crate::app::App;
 use crate::error::{ApiError, ErrorKind};
+use crate::tools::{self, Offer};
 use nexaquant_engine::chat::{ChatTemplate, Message, RenderOptions};
 use nexaquant_engine::tokenizer::Special;
 use nexaquant_engine::{EvalError, GenerateError, Model};
@@ -48,11 +49,17 @@ pub struct Prompt {
     pub stops: Vec<String>,
 }
 
-/// The model's template around a conversation.
-pub async fn chat(model: &Model, messages: Vec<Message>, options: RenderOptions) -> Result<Prompt, ApiError> {
+/// The model's template around a conversation, with what the model may call in it.
+pub async fn chat(
+    model: &Model,
+    messages: Vec<Message>,
+    options: RenderOptions,
+    offer: Offer,
+) -> Result<Prompt, ApiError> {
     let model = model.clone();
     aside(move || {
         let template: &ChatTemplate = model.chat().map_err(ApiError::from)?;
+        let (messages, options) = tools::tell((template, model.tokenizer()), messages, options, &offer);
         let ids = template.render(model.tokenizer(), &messages, &options).map_err(|e| ApiError::from(&e))?;
         Ok(Prompt { ids, stops: template.stops().iter().map(|&stop| stop.to_owned()).collect() })
     })

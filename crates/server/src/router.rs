@@ -25,6 +25,7 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("post", "/v1/completions"),
     ("post", "/v1/embeddings"),
     ("post", "/v1/messages"),
+    ("post", "/v1/messages/count_tokens"),
     ("post", "/tokenize"),
     ("post", "/detokenize"),
     ("get", "/v1/m3/residency"),
@@ -41,6 +42,7 @@ pub const ROUTES: &[(&str, &str)] = &[
     ("get", "/api/version"),
     ("get", "/api/tags"),
     ("get", "/api/ps"),
+    ("post", "/api/show"),
     ("post", "/api/chat"),
     ("post", "/api/generate"),
 ];
@@ -61,6 +63,7 @@ pub fn router(app: &App) -> Router {
         .route("/v1/completions", post(openai::completions::create))
         .route("/v1/embeddings", post(openai::embeddings::create))
         .route("/v1/messages", post(anthropic::create))
+        .route("/v1/messages/count_tokens", post(anthropic::count))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/v1/m3/residency", get(m3::residency))
@@ -77,6 +80,7 @@ pub fn router(app: &App) -> Router {
         .route("/api/version", get(ollama::version))
         .route("/api/tags", get(ollama::tags))
         .route("/api/ps", get(ollama::ps))
+        .route("/api/show", post(ollama::show))
         .route("/api/chat", post(ollama::chat))
         .route("/api/generate", post(ollama::generate))
         .fallback(async || {

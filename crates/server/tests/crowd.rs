@@ -89,6 +89,74 @@ async fn a_full_queue_says_so_and_health_stays_green() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn four_times_too_many_are_answered_or_told_to_come_back() {
+    let server = start(&["alpha"], Some(8_000_000), Options { parallel: 2, queue: 2, ..options() }).await;
+    let wanted = alone("alpha", "What is your name?", 8);
+    let clients = (0..16).map(|_| {
+        let request = server.post(CHAT, &ask("alpha", "What is your name?", 8));
+        let wanted = wanted.clone();
+        tokio::spawn(async move {
+            let (mut answered, mut refused) = (0, 0);
+            while answered < 3 {
+                let response = request.try_clone().unwrap().send().await.unwrap();
+                if response.status() == 429 {
+                    assert!(response.headers().contains_key("retry-after"));
+                    refused += 1;
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                    continue;
+                }
+                assert_eq!(response.status(), 200);
+                let value: Value = response.json().await.unwrap();
+                assert_eq!(value["choices"][0]["message"]["content"], wanted);
+                answered += 1;
+            }
+            refused
+        })
+    });
+    let clients: Vec<_> = clients.collect();
+    for _ in 0..20 {
+        assert_eq!(server.get("/health").send().await.unwrap().status(), 200);
+    }
+    let mut refused = 0;
+    for client in clients {
+        refused += client.await.unwrap();
+    }
+    assert!(refused > 0, "there are more of them than places");
+    until("nothing is held", || server.held() == 0 && server.app.queue.inside() == 0).await;
+}
+
+/// Who does not read holds a connection, and no place, turn or memory of the engine.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_reader_holds_up_nobody() {
+    let server = start(&["alpha"], Some(8_000_000), Options { parallel: 1, queue: 3, ..options() }).await;
+    let body = endless("alpha").to_string();
+    let request =
+        format!("POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let mut slow = Vec::new();
+    for _ in 0..3 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(1024).unwrap();
+        let address = server.url.trim_start_matches("http://").parse().unwrap();
+        let mut socket = socket.connect(address).await.unwrap();
+        socket.write_all(request.as_bytes()).await.unwrap();
+        slow.push(socket);
+    }
+    until("all are inside", || server.app.queue.inside() == 3).await;
+    until("all are computed", || server.held() == 0 && server.app.queue.inside() == 0).await;
+    server.ok(CHAT, &ask("alpha", "Hi.", 2)).await;
+    // Nothing is lost: the end comes when they read.
+    for mut socket in slow {
+        let mut text = Vec::new();
+        while !text.ends_with(b"data: [DONE]\n\n\r\n0\r\n\r\n") {
+            let mut some = [0; 4096];
+            let n = tokio::time::timeout(common::LONG, socket.read(&mut some)).await.unwrap().unwrap();
+            assert!(n > 0, "{}", String::from_utf8_lossy(&text));
+            text.extend_from_slice(&some[..n]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_drains_ends_what_it_began() {
     let server = start(&["alpha"], Some(8_000_000), options()).await;
     let mut body = endless("alpha");
@@ -207,6 +275,16 @@ async fn keys_hosts_and_origins_are_checked() {
     assert_eq!(status(locked.get("/v1/models")).await, 401);
     assert_eq!(status(locked.get("/v1/models").bearer_auth("s3cre")).await, 401);
     assert_eq!(status(locked.get("/metrics")).await, 401);
+    // Each API's clients are refused in its own words.
+    let refused = async |path: &str| -> Value {
+        let response = locked.post(path, &json!({})).send().await.unwrap();
+        assert_eq!(response.status(), 401, "{path}");
+        response.json().await.unwrap()
+    };
+    assert_eq!(refused(CHAT).await["error"]["code"], "invalid_api_key");
+    assert_eq!(refused("/v1/messages").await["error"]["type"], "authentication_error");
+    assert_eq!(refused("/v1/messages").await["type"], "error");
+    assert!(refused("/api/chat").await["error"].is_string());
     assert_eq!(status(locked.get("/v1/models").bearer_auth("other")).await, 200);
     assert_eq!(status(locked.get("/v1/models").header("x-api-key", "s3cret")).await, 200);
     for path in ["/", "/health", "/livez", "/readyz", "/openapi.json", "/page/app.js"] {

@@ -278,3 +278,27 @@ async fn a_request_has_a_deadline() {
     assert_eq!((status, &error["code"]), (504, &json!("timeout")));
     until("its memory is given back", || server.held() == 0).await;
 }
+
+/// A prompt that is answered several times counts once, streamed or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_is_the_same_in_a_stream() {
+    let server = start(&["alpha"], Some(8_000_000), options()).await;
+    let mut chat = ask("alpha", "Tell me about the sea.", 6);
+    chat["n"] = json!(3);
+    chat["ignore_eos"] = json!(true);
+    let text = json!({ "model": "alpha", "prompt": ["The sea", "A little fox ran"], "n": 2, "max_tokens": 6, "temperature": 0, "ignore_eos": true });
+    for (path, mut body) in [("/v1/chat/completions", chat), ("/v1/completions", text)] {
+        let whole = server.ok(path, &body).await["usage"].take();
+        body["stream"] = json!(true);
+        body["stream_options"] = json!({ "include_usage": true });
+        let frames = frames(server.post(path, &body).send().await.unwrap()).await;
+        let last: Value = serde_json::from_str(&frames[frames.len() - 2]).unwrap();
+        assert_eq!(last["usage"], whole, "{path}");
+        assert_eq!(last["choices"], json!([]));
+        let first: Value = serde_json::from_str(&frames[0]).unwrap();
+        assert!(first["usage"].is_null());
+        // Each answer ends once.
+        let ends = frames.iter().filter(|frame| frame.contains("\"finish_reason\":\"")).count();
+        assert_eq!(ends, whole["completion_tokens"].as_u64().map_or(0, |n| n as usize / 6), "{path}");
+    }
+}

@@ -47,6 +47,7 @@ async fn who_is_in_memory_is_seen_and_changed() {
     // A budget that the pin does not leave room in is refused with numbers; another one is taken.
     let (status, error) = server.refused("/v1/m3/budget", &json!({ "budget": 4_000_000 })).await;
     assert_eq!((status, &error["code"]), (422, &json!("over_budget")), "{error}");
+    assert_eq!(server.refused("/v1/m3/budget", &json!({ "budget": 0 })).await.1["param"], "budget");
     let less = server.ok("/v1/m3/budget", &json!({ "budget": 8_000_000 })).await;
     assert_eq!(less["ledger"]["budget"], 8_000_000);
     assert!(less["ledger"]["used"].as_u64().unwrap() <= 8_000_000);
@@ -175,6 +176,16 @@ async fn clients_of_other_servers_are_answered() {
         let list: Value = server.get(path).send().await.unwrap().json().await.unwrap();
         assert_eq!(list["models"][0]["name"], "alpha", "{path}");
     }
+    let shown = server.ok("/api/show", &json!({ "model": "alpha:latest" })).await;
+    let family = shown["model_info"]["general.architecture"].as_str().unwrap();
+    assert_eq!(shown["model_info"][format!("{family}.context_length")], 512, "{shown}");
+    assert!(shown["template"].as_str().unwrap().contains("messages") && shown["details"]["format"] == "gguf");
+    let odd = server
+        .post("/api/chat", &json!({ "model": "alpha", "messages": [], "format": "yaml" }))
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(odd.status(), 400);
     let missing = server.post("/api/chat", &json!({ "model": "none" })).send().await.unwrap();
     assert_eq!(missing.status(), 404);
     assert!(missing.json::<Value>().await.unwrap()["error"].is_string());
@@ -220,7 +231,7 @@ async fn every_route_that_is_listed_is_there() {
     }
     let page = server.get("/").send().await.unwrap();
     assert!(page.headers()["content-security-policy"].to_str().unwrap().starts_with("default-src 'none'"));
-    assert!(page.text().await.unwrap().contains("<h1>NexaQuant</h1>"));
+    assert!(page.text().await.unwrap().contains("<title>NexaQuant</title>"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,11 +8,14 @@
 //! [`ChatTemplate::plain`].
 
 mod library;
+mod message;
 mod sandbox;
 mod shield;
 
 use crate::tokenizer::{MAX_TEXT_BYTES, Special, Tokenizer, TokenizerError};
-use minijinja::{Value, context};
+pub use message::{Message, Role, ToolCall};
+use minijinja::Value;
+use minijinja::value::Serde;
 use nexaquant_gguf::Metadata;
 use shield::{Shield, Shielded};
 use std::collections::BTreeMap;
@@ -77,56 +80,6 @@ pub enum ChatError {
     Tokenizer(#[from] TokenizerError),
 }
 
-/// Who says something.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Whoever runs the model.
-    System,
-    /// The person, or program, that asks.
-    User,
-    /// The model.
-    Assistant,
-    /// A tool the model called.
-    Tool,
-}
-
-impl Role {
-    /// The name templates know.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::System => "system",
-            Self::User => "user",
-            Self::Assistant => "assistant",
-            Self::Tool => "tool",
-        }
-    }
-
-    fn title(self) -> &'static str {
-        match self {
-            Self::System => "System",
-            Self::User => "User",
-            Self::Assistant => "Assistant",
-            Self::Tool => "Tool",
-        }
-    }
-}
-
-/// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Message {
-    /// Who says it.
-    pub role: Role,
-    /// What is said.
-    pub content: String,
-}
-
-impl Message {
-    /// A message.
-    pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self { role, content: content.into() }
-    }
-}
-
 /// How a conversation is rendered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RenderOptions {
@@ -134,13 +87,15 @@ pub struct RenderOptions {
     pub add_generation_prompt: bool,
     /// The variable `enable_thinking`, which some templates ask for; not set if None. Default None.
     pub enable_thinking: Option<bool>,
+    /// The variable `tools`: what the model may call, each as an object in the form its template knows. Empty: none.
+    pub tools: Vec<serde_json::Value>,
     /// What templates that print a date take for now. Default: the clock, in UTC.
     pub now: Option<SystemTime>,
 }
 
 impl Default for RenderOptions {
     fn default() -> Self {
-        Self { add_generation_prompt: true, enable_thinking: None, now: None }
+        Self { add_generation_prompt: true, enable_thinking: None, tools: Vec::new(), now: None }
     }
 }
 
@@ -193,6 +148,13 @@ impl ChatTemplate {
         self.source.as_deref()
     }
 
+    /// Whether the template has a variable of that name, or something it calls so. One that does not mention `tools` or
+    /// `tool_calls` says nothing of them.
+    pub fn mentions(&self, name: &str) -> bool {
+        let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        self.source.iter().flat_map(|source| source.split(|c| !word(c))).any(|found| found == name)
+    }
+
     /// Strings that end the assistant's turn because no token does: those of the plain form.
     pub fn stops(&self) -> &'static [&'static str] {
         if self.source.is_some() { &[] } else { &["\nUser:", "\nSystem:", "\nTool:"] }
@@ -235,7 +197,7 @@ impl ChatTemplate {
         if self.source.is_some() {
             return self.shielded(tokenizer, messages, options).map(|shielded| shielded.text);
         }
-        measure(messages)?;
+        measure(messages, &options.tools)?;
         let lines =
             messages.iter().map(|message| format!("{}: {}\n", message.role.title(), message.content.trim()));
         let mut text: String = lines.collect();
@@ -251,10 +213,14 @@ impl ChatTemplate {
         messages: &[Message],
         options: &RenderOptions,
     ) -> Result<Shielded, ChatError> {
-        measure(messages)?;
-        let shield = Shield::new(tokenizer, &self.prepared, messages)?;
-        let messages: Vec<Message> =
-            messages.iter().map(|m| Message { role: m.role, content: shield.protect(&m.content) }).collect();
+        measure(messages, &options.tools)?;
+        let texts =
+            messages.iter().flat_map(Message::texts).chain(options.tools.iter().flat_map(message::texts));
+        let shield = Shield::new(tokenizer, &self.prepared, texts)?;
+        let protect = |text: &str| shield.protect(text);
+        let messages: Vec<Message> = messages.iter().map(|message| message.map(&protect)).collect();
+        let tools = options.tools.iter().map(|tool| message::map(tool, &protect)).collect();
+        let options = &RenderOptions { tools, ..options.clone() };
         let rendered = self.run(&messages, options);
         let Some((system, others)) = without_system(&messages) else {
             return rendered.map(|text| shield.remove(&text));
@@ -270,17 +236,15 @@ impl ChatTemplate {
     }
 
     fn run(&self, messages: &[Message], options: &RenderOptions) -> Result<String, ChatError> {
-        let messages: Vec<Value> = messages
-            .iter()
-            .map(|message| context! { role => message.role.as_str(), content => message.content.as_str() })
-            .collect();
+        let messages: Vec<Value> = messages.iter().map(Message::as_variable).collect();
+        let tools = (!options.tools.is_empty()).then(|| Value::from(Serde(&options.tools)));
         let mut variables = BTreeMap::from([
             ("messages", Value::from(messages)),
             ("add_generation_prompt", Value::from(options.add_generation_prompt)),
             ("bos_token", Value::from(self.bos.as_str())),
             ("eos_token", Value::from(self.eos.as_str())),
             // As Hugging Face does: present, but none.
-            ("tools", Value::from(())),
+            ("tools", Value::from(tools)),
             ("documents", Value::from(())),
         ]);
         if let Some(thinking) = options.enable_thinking {
@@ -292,8 +256,9 @@ impl ChatTemplate {
     }
 }
 
-fn measure(messages: &[Message]) -> Result<(), ChatError> {
-    let bytes = messages.iter().map(|message| message.content.len()).sum();
+fn measure(messages: &[Message], tools: &[serde_json::Value]) -> Result<(), ChatError> {
+    let texts = messages.iter().flat_map(Message::texts).chain(tools.iter().flat_map(message::texts));
+    let bytes = texts.map(str::len).sum();
     if messages.len() > MAX_MESSAGES || bytes > MAX_TEXT_BYTES {
         return Err(ChatError::TooLong { messages: messages.len(), bytes });
     }

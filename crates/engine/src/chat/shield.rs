@@ -10,7 +10,7 @@
 //! Some templates look for tags such as `</think>` in the contents. A tag that the template mentions and that neither
 //! is nor contains a control token is left as it is.
 
-use super::{ChatError, Message};
+use super::ChatError;
 use crate::tokenizer::Tokenizer;
 use std::collections::HashSet;
 
@@ -40,10 +40,14 @@ impl Shielded {
 }
 
 impl<'a> Shield<'a> {
-    /// A shield for these messages in this template.
-    pub fn new(tokenizer: &'a Tokenizer, template: &'a str, messages: &[Message]) -> Result<Self, ChatError> {
-        let texts = messages.iter().map(|message| message.content.as_str()).chain([template]);
-        let taken: HashSet<char> = texts.flat_map(str::chars).filter(|c| STAND_INS.contains(c)).collect();
+    /// A shield for these texts in this template.
+    pub fn new<'b>(
+        tokenizer: &'a Tokenizer,
+        template: &'a str,
+        texts: impl Iterator<Item = &'b str>,
+    ) -> Result<Self, ChatError> {
+        let chars = texts.flat_map(str::chars).chain(template.chars());
+        let taken: HashSet<char> = chars.filter(|c| STAND_INS.contains(c)).collect();
         let mut free = STAND_INS.filter(|c| !taken.contains(c));
         let pairs = tokenizer
             .control_initials()

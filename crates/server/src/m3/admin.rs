@@ -104,6 +104,9 @@ pub struct BudgetBody {
 
 /// Changes the budget between two passes.
 pub async fn budget(State(app): State<App>, Json(body): Json<BudgetBody>) -> Told {
+    if body.budget == 0 {
+        return Err(ApiError::field("budget", "budget is 0; it is a number of bytes, from 1 on"));
+    }
     aside(&app, move |app| Ok(app.engine.set_budget(body.budget)?)).await?;
     tell(&app).await
 }

@@ -1,7 +1,8 @@
 //! `POST /v1/completions`: a text goes on.
 
-use super::parts::{Head, Usage, error_frame, frame, last_frame, text_log_probs};
-use crate::answer::{Piece, Pieces, all, together};
+use super::parts::{Head, Usage, text_log_probs};
+use super::stream::{Choices, Frames};
+use crate::answer::{all, together};
 use crate::app::App;
 use crate::ask::Ask;
 use crate::body::{Raw, parse};
@@ -11,14 +12,13 @@ use crate::finish_reason;
 use crate::prompt::{self, TextOrTokens};
 use crate::sampling::{MOST_CHOICES, Sampling};
 use axum::extract::State;
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::sse::{KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream::{self, StreamExt};
+use nexaquant_engine::scheduler::Outcome;
 use nexaquant_engine::tokenizer::Special;
 use nexaquant_engine::{Model, Scored};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::convert::Infallible;
 
 #[derive(Debug, Deserialize)]
 struct Body {
@@ -71,8 +71,10 @@ pub async fn create(State(app): State<App>, Raw(bytes): Raw) -> Result<Response,
     let ask = Ask { name: body.model, model: model.clone(), prompts, n, generate };
     let answers = ask.submit(&app)?;
     if sampling.streams() {
-        let echoes = echoes.into_iter().flat_map(|echo| vec![echo; n as usize]).collect();
-        let frames = Frames::new(head, model, echoes, n as usize, sampling.includes_usage());
+        let (prompts, n) = (echoes.len(), n as usize);
+        let echoes = echoes.into_iter().flat_map(|echo| vec![echo; n]).collect();
+        let frames = Frames::new(head, "text_completion", Chunks::new(model, echoes), prompts, n);
+        let frames = frames.with_usage(sampling.includes_usage());
         let keep_alive = KeepAlive::new().interval(app.options.keep_alive);
         return Ok(Sse::new(frames.of(together(answers))).keep_alive(keep_alive).into_response());
     }
@@ -106,93 +108,46 @@ async fn prompts(model: &Model, prompt: TextOrTokens) -> Result<Vec<Vec<u32>>, A
     Ok(prompts)
 }
 
-/// The frames of a stream.
-struct Frames {
-    head: Head,
+/// The choices of a stream.
+struct Chunks {
     model: Model,
     /// What is said before the answer, by choice.
     echoes: Vec<String>,
-    /// Choices to each prompt.
-    n: usize,
+    /// Scores whose text has not come yet, by choice.
     scored: Vec<Vec<Scored>>,
+    /// Characters that were said, by choice.
     offsets: Vec<usize>,
-    usage: Usage,
-    /// Prompts that are in the usage.
-    counted: Vec<bool>,
-    includes_usage: bool,
-    done: usize,
-    failed: bool,
 }
 
-impl Frames {
-    fn new(head: Head, model: Model, echoes: Vec<String>, n: usize, includes_usage: bool) -> Self {
-        let choices = echoes.len();
-        Self {
-            head,
-            model,
-            n,
-            scored: vec![Vec::new(); choices],
-            offsets: echoes.iter().map(|echo| echo.chars().count()).collect(),
-            usage: Usage::default(),
-            counted: vec![false; choices / n],
-            includes_usage,
-            done: 0,
-            failed: false,
-            echoes,
-        }
+impl Chunks {
+    fn new(model: Model, echoes: Vec<String>) -> Self {
+        let offsets = echoes.iter().map(|echo| echo.chars().count()).collect();
+        Self { model, scored: vec![Vec::new(); echoes.len()], offsets, echoes }
     }
 
-    fn of(self, pieces: Pieces) -> impl stream::Stream<Item = Result<Event, Infallible>> {
-        stream::unfold(Some((self, pieces)), |state| async move {
-            let (mut frames, mut pieces) = state?;
-            let (index, piece) = pieces.next().await?;
-            let events = frames.piece(index, piece);
-            let over = frames.failed || frames.done == frames.scored.len();
-            Some((events, (!over).then_some((frames, pieces))))
-        })
-        .flat_map(stream::iter)
-        .map(Ok)
-    }
-
-    fn chunk(&mut self, index: usize, text: &str, finish: Option<&str>) -> Event {
+    fn chunk(&mut self, index: usize, text: &str, finish: Option<&str>) -> Value {
         let scored = std::mem::take(&mut self.scored[index]);
         let offset = &mut self.offsets[index];
         let scores = (!scored.is_empty()).then(|| text_log_probs(self.model.tokenizer(), &scored, offset));
         let text = format!("{}{text}", std::mem::take(&mut self.echoes[index]));
-        let choice = json!([{ "index": index, "text": text, "logprobs": scores, "finish_reason": finish }]);
-        let mut object = self.head.object("text_completion", &choice);
-        if self.includes_usage {
-            object["usage"] = Value::Null;
-        }
-        frame(&object)
+        json!({ "index": index, "text": text, "logprobs": scores, "finish_reason": finish })
+    }
+}
+
+impl Choices for Chunks {
+    fn first(&self) -> Vec<Value> {
+        Vec::new()
     }
 
-    fn piece(&mut self, index: usize, piece: Result<Piece, ApiError>) -> Vec<Event> {
-        match piece {
-            Ok(Piece::Scored(scored)) => {
-                self.scored[index].push(*scored);
-                Vec::new()
-            }
-            Ok(Piece::Text(text)) => vec![self.chunk(index, &text, None)],
-            Ok(Piece::Done(outcome)) => {
-                let mut events = vec![self.chunk(index, "", Some(finish_reason(outcome.generation.finish)))];
-                let counted = std::mem::replace(&mut self.counted[index / self.n], true);
-                self.usage.add(&outcome, counted);
-                self.done += 1;
-                if self.done == self.scored.len() {
-                    if self.includes_usage {
-                        let mut object = self.head.object("text_completion", &json!([]));
-                        self.usage.put(&mut object);
-                        events.push(frame(&object));
-                    }
-                    events.push(last_frame());
-                }
-                events
-            }
-            Err(error) => {
-                self.failed = true;
-                vec![error_frame(&error)]
-            }
-        }
+    fn scored(&mut self, index: usize, scored: Scored) {
+        self.scored[index].push(scored);
+    }
+
+    fn text(&mut self, index: usize, text: &str) -> Vec<Value> {
+        vec![self.chunk(index, text, None)]
+    }
+
+    fn end(&mut self, index: usize, outcome: &Outcome) -> Vec<Value> {
+        vec![self.chunk(index, "", Some(finish_reason(outcome.generation.finish)))]
     }
 }

@@ -5,6 +5,7 @@ pub mod completions;
 pub mod embeddings;
 pub mod models;
 mod parts;
+mod stream;
 
 /// A name for a call of a tool.
 pub fn call_id(index: usize) -> String {

@@ -26,7 +26,9 @@ $("key").addEventListener("change", () => {
 });
 
 const say = (text) => {
-  if ($("state").textContent !== text) $("state").textContent = text;
+  if ($("state").textContent === text) return;
+  $("state").textContent = text;
+  $("state").classList.toggle("live", text === "live");
 };
 chat.start().catch((error) => say(error.message));
 map.start(say, () => chat.models().catch(() => {}));

@@ -1,158 +1,168 @@
-// The conversation: asked of any model, streamed, stopped, asked again, kept in this browser.
+// The conversation: asked of any model, streamed, stopped, asked again, and gone back to later.
 
 import { events, get, key } from "./http.js";
-import { markdown } from "./markdown.js";
+import * as store from "./store.js";
+import { cost, empty, show } from "./turns.js";
 
 const $ = (id) => document.getElementById(id);
-const STORE = "nexaquant.chat";
 const NUMBERS = ["temperature", "top_p", "top_k", "min_p", "repeat_penalty", "max_tokens", "seed"];
 
-let turns = [];
+let chat = store.fresh();
 let running = null;
 
-function save() {
-  const settings = Object.fromEntries(NUMBERS.map((id) => [id, $(id).value]));
-  localStorage.setItem(STORE, JSON.stringify({ turns, settings, system: $("system").value, model: $("model").value }));
+// Whoever used a button that goes away goes on with the one that comes in its place.
+function swap(from, to) {
+  const used = from.includes(document.activeElement);
+  $("stop").hidden = running === null;
+  $("send").hidden = running !== null;
+  $("again").disabled = running !== null || !chat.turns.some((turn) => turn.role === "user");
+  $("talk").setAttribute("aria-busy", String(running !== null));
+  if (used) to.focus();
 }
 
-function restore() {
-  try {
-    const kept = JSON.parse(localStorage.getItem(STORE)) ?? {};
-    turns = Array.isArray(kept.turns) ? kept.turns : [];
-    $("system").value = kept.system ?? "";
-    for (const id of NUMBERS) $(id).value = kept.settings?.[id] ?? "";
-    return kept.model;
-  } catch {
-    return undefined;
-  }
-}
-
-function show(turn) {
-  const box = document.createElement("article");
-  box.className = `turn ${turn.role}`;
-  const who = document.createElement("p");
-  who.className = "who";
-  who.textContent = turn.role === "user" ? "You" : turn.model;
-  const body = document.createElement("div");
-  const cost = document.createElement("p");
-  cost.className = "cost";
-  box.append(who, body, cost);
-  $("talk").append(box);
-  const paint = () => {
-    const low = $("talk").scrollHeight - $("talk").scrollTop - $("talk").clientHeight < 60;
-    body.replaceChildren(turn.role === "user" ? turn.content : markdown(turn.content));
-    cost.textContent = turn.cost ?? "";
-    if (turn.error) {
-      const error = document.createElement("p");
-      error.className = "error";
-      error.textContent = turn.error;
-      body.append(error);
-    }
-    if (low) $("talk").scrollTop = $("talk").scrollHeight;
-  };
-  paint();
-  return paint;
+function history() {
+  const all = store.list().includes(chat) ? store.list() : [chat, ...store.list()];
+  $("history").replaceChildren(...all.map((one) => new Option(store.title(one), one.id, false, one === chat)));
+  $("delete").disabled = !chat.turns.length;
 }
 
 function showAll() {
   $("talk").replaceChildren();
-  turns.forEach(show);
-  $("again").disabled = running !== null || !turns.some((turn) => turn.role === "user");
+  if (chat.turns.length) chat.turns.forEach((turn) => show($("talk"), turn));
+  else empty($("talk"), ask);
+  history();
+  swap([], $("question"));
 }
 
-function cost(usage, timings) {
-  if (!usage) return "";
-  const parts = [`${usage.completion_tokens} tokens`];
-  if (timings?.predicted_per_second) parts.push(`${timings.predicted_per_second.toFixed(0)} tokens/s`);
-  if (timings) parts.push(`first token ${timings.first_token_ms.toFixed(1)} ms`);
-  if (timings?.switch_bytes) parts.push(`${(timings.switch_bytes / 1e6).toFixed(1)} MB brought in first, ${timings.switch_ms.toFixed(1)} ms`);
-  return parts.join(" · ");
-}
-
-async function answer() {
-  const model = $("model").value;
-  const turn = { role: "assistant", model, content: "" };
-  const messages = turns.map(({ role, content }) => ({ role, content }));
+function request(model) {
+  const messages = chat.turns.filter((turn) => turn.content).map(({ role, content }) => ({ role, content }));
   if ($("system").value.trim()) messages.unshift({ role: "system", content: $("system").value });
   const body = { model, messages, stream: true, stream_options: { include_usage: true } };
   for (const id of NUMBERS) if ($(id).value !== "") body[id] = Number($(id).value);
-  turns.push(turn);
-  const paint = show(turn);
-  running = new AbortController();
-  $("stop").disabled = false;
-  $("send").disabled = $("again").disabled = true;
+  return body;
+}
+
+// A conversation outgrows the context of a small model. Then its beginning is left out, a question and its answer at a time.
+async function* whatFits(body, signal) {
+  for (let left = 0; ; left += 1) {
+    const { messages } = body;
+    try {
+      body.left = left;
+      return yield* events("/v1/chat/completions", { ...body, left: undefined }, signal);
+    } catch (error) {
+      const first = messages.findIndex((message) => message.role === "user");
+      const next = messages.findIndex((message, i) => i > first && message.role === "user");
+      if (error.code !== "context_length_exceeded" || next < 0) throw error;
+      messages.splice(first, next - first);
+    }
+  }
+}
+
+async function answer() {
+  const turn = { role: "assistant", model: $("model").value, content: "" };
+  const body = request(turn.model);
+  const mine = chat;
+  mine.turns.push(turn);
+  const paint = show($("talk"), turn);
+  const stop = new AbortController();
+  running = stop;
+  swap([$("send"), $("again")], $("stop"));
   let due = false;
   const soon = () => {
     if (due) return;
     due = true;
-    requestAnimationFrame(() => { due = false; paint(); });
+    requestAnimationFrame(() => { due = false; paint(running === stop); });
   };
+  soon();
   try {
-    for await (const { data } of events("/v1/chat/completions", body, running.signal)) {
+    for await (const { data } of whatFits(body, stop.signal)) {
       if (data === "[DONE]") break;
       const value = JSON.parse(data);
       if (value.error) throw new Error(value.error.message);
-      turn.content += value.choices[0]?.delta?.content ?? "";
-      if (value.usage) turn.cost = cost(value.usage, value.timings);
+      const choice = value.choices[0];
+      turn.content += choice?.delta?.content ?? "";
+      if (choice?.finish_reason === "length") turn.cut = true;
+      if (value.usage) turn.cost = cost(value.usage, value.timings, turn.cut, body.left);
       soon();
     }
   } catch (error) {
     if (error.name === "AbortError") turn.cost = "stopped";
     else turn.error = error.message;
   }
-  running = null;
-  $("stop").disabled = true;
-  $("send").disabled = $("again").disabled = false;
+  // Another conversation may have begun an answer of its own.
+  if (running === stop) running = null;
   paint();
-  save();
+  if (store.find(mine.id) || mine === chat) store.put(mine);
+  swap([$("stop")], $("send"));
+  history();
 }
 
 function ask(text) {
-  turns.push({ role: "user", content: text });
-  show(turns.at(-1));
-  return answer();
+  if (!text || running) return;
+  $("question").value = "";
+  chat.turns.push({ role: "user", content: text });
+  show($("talk"), chat.turns.at(-1));
+  answer();
+}
+
+function again() {
+  while (chat.turns.at(-1)?.role === "assistant") chat.turns.pop();
+  showAll();
+  if (chat.turns.length) answer();
+}
+
+function open(other) {
+  running?.abort();
+  running = null;
+  chat = other;
+  store.save({ open: chat.id });
+  showAll();
 }
 
 export async function models() {
-  const list = (await get("/v1/models")).data.map((model) => model.id);
+  const names = (await get("/v1/models")).data.map((model) => model.id);
   const chosen = $("model").value;
-  $("model").replaceChildren(...list.map((id) => new Option(id, id)));
-  if (list.includes(chosen)) $("model").value = chosen;
+  $("model").replaceChildren(...names.map((id) => new Option(id, id)));
+  if (names.includes(chosen)) $("model").value = chosen;
+}
+
+function keep() {
+  const settings = Object.fromEntries(NUMBERS.map((id) => [id, $(id).value]));
+  store.save({ settings, system: $("system").value, model: $("model").value });
 }
 
 export async function start() {
-  const model = restore();
+  const kept = store.restore();
+  chat = store.find(kept.open) ?? store.fresh();
+  $("system").value = kept.system;
+  for (const id of NUMBERS) $(id).value = kept.settings[id] ?? "";
   $("key").value = key.get();
   showAll();
   $("ask").addEventListener("submit", (event) => {
     event.preventDefault();
-    const text = $("question").value.trim();
-    if (!text || running) return;
-    $("question").value = "";
-    ask(text);
+    ask($("question").value.trim());
   });
   $("question").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
       event.preventDefault();
-      $("ask").requestSubmit();
+      ask($("question").value.trim());
     }
   });
   document.addEventListener("keydown", (event) => event.key === "Escape" && running?.abort());
   $("stop").addEventListener("click", () => running?.abort());
-  $("again").addEventListener("click", () => {
-    while (turns.length && turns.at(-1).role === "assistant") turns.pop();
-    showAll();
-    if (turns.length) answer();
-  });
+  $("again").addEventListener("click", again);
   $("new").addEventListener("click", () => {
-    running?.abort();
-    turns = [];
-    showAll();
-    save();
+    open(store.fresh());
     $("question").focus();
   });
-  $("settings").addEventListener("change", save);
-  $("model").addEventListener("change", save);
+  $("delete").addEventListener("click", () => {
+    store.remove(chat);
+    open(store.list()[0] ?? store.fresh());
+    $("question").focus();
+  });
+  $("history").addEventListener("change", () => open(store.find($("history").value) ?? chat));
+  $("settings").addEventListener("change", keep);
+  $("model").addEventListener("change", keep);
   await models();
-  if ([...$("model").options].some((option) => option.value === model)) $("model").value = model;
+  if ([...$("model").options].some((option) => option.value === kept.model)) $("model").value = kept.model;
 }

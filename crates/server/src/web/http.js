@@ -9,7 +9,10 @@ async function send(path, options = {}) {
   const response = await fetch(path, { ...options, headers });
   if (response.ok) return response;
   const body = await response.json().catch(() => null);
-  throw new Error(body?.error?.message ?? `the server says ${response.status}`);
+  // Stopped in the middle of an error: that is what happened.
+  options.signal?.throwIfAborted();
+  const error = new Error(body?.error?.message ?? `the server says ${response.status}`);
+  throw Object.assign(error, { code: body?.error?.code });
 }
 
 export const get = async (path) => (await send(path)).json();

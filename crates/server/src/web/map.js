@@ -1,18 +1,20 @@
 // The residency map: one row a model, one cell a unit, as the server tells it ten times a second.
 
 import { events, post } from "./http.js";
+import { draw, push } from "./charts.js";
 
 const $ = (id) => document.getElementById(id);
 const LETTERS = { cold: "c", partial: "h", loading: "l", resident: "r", pinned: "p", in_use: "u", evicting: "e" };
 const WORDS = Object.fromEntries(Object.entries(LETTERS).map(([word, letter]) => [letter, word.replace("_", " ")]));
-const SAMPLES = 120;
+// Beyond this many units, cells wrap and all have one size.
+const WIDE = 48;
 
 const rows = new Map();
 const rate = [], hits = [];
 let before = null;
-let sampled = 0;
+let heard = 0;
 
-const mb = (bytes) => `${(bytes / 1e6).toFixed(2)} MB`;
+const mb = (bytes) => (bytes < 1e9 ? `${(bytes / 1e6).toFixed(2)} MB` : `${(bytes / 1e9).toFixed(2)} GB`);
 
 function note(text) {
   $("memory-note").textContent = text;
@@ -31,7 +33,7 @@ function paint(cell, letter, name) {
   if (cell.dataset.state === letter) return;
   cell.dataset.state = letter;
   cell.className = `u ${letter === "u" ? "u-use" : letter}`;
-  cell.title = `${name}: ${WORDS[letter] ?? letter}`;
+  cell.title = `${name}, ${WORDS[letter] ?? letter}`;
 }
 
 function button(text, label, action) {
@@ -55,14 +57,19 @@ function row(model) {
   const at = `/v1/m3/models/${encodeURIComponent(model.name)}`;
   const made = { text, units: model.units, bytes: model.bytes, pin: model.pin };
   made.pinButton = button("Pin", `Pin ${model.name}`, () => act(`${at}/${made.pin === "none" ? "pin" : "unpin"}`));
-  head.append(name, text, button("Load", `Load ${model.name}`, () => act(`${at}/load`)),
-    made.pinButton, button("Unload", `Unload ${model.name}`, () => act(`${at}/unload`)));
+  const acts = document.createElement("div");
+  acts.className = "acts";
+  acts.append(button("Load", `Load ${model.name}`, () => act(`${at}/load`)), made.pinButton,
+    button("Unload", `Unload ${model.name}`, () => act(`${at}/unload`)));
+  head.append(name, text, acts);
   const cells = document.createElement("div");
-  cells.className = "cells";
+  cells.className = model.units.length > WIDE ? "cells many" : "cells";
   cells.setAttribute("role", "img");
   made.holder = cells;
   made.cells = model.units.map((unit) => {
     const cell = document.createElement("i");
+    // As wide as it is large.
+    cell.style.flexGrow = unit.bytes / model.bytes;
     paint(cell, LETTERS[unit.state], `${unit.name}, ${mb(unit.bytes)}`);
     cells.append(cell);
     return cell;
@@ -81,38 +88,43 @@ function tell(made, model) {
   made.holder.setAttribute("aria-label", `${model.name}: ${mb(model.resident)} of ${mb(made.bytes)} in memory`);
 }
 
+const PARTS = [["weights", "weights"], ["kv", "keys and values"], ["scratch", "buffers"]];
+
 function ledger(now) {
-  const share = (bytes) => `${(100 * bytes / Math.max(1, now.budget)).toFixed(2)}%`;
-  $("meter").querySelector(".weights").style.width = share(now.weights);
-  $("meter").querySelector(".kv").style.width = share(now.kv);
-  $("meter").querySelector(".scratch").style.width = share(now.scratch + now.staging);
-  $("meter-text").textContent = `${mb(now.used)} of ${mb(now.budget)}: weights ${mb(now.weights)}, keys and values ${mb(now.kv)}, ` +
-    `buffers ${mb(now.scratch)}; most ever ${mb(now.high_water)}; ${now.running} running, ${now.waiting} waiting`;
+  const bytes = { weights: now.weights, kv: now.kv, scratch: now.scratch + now.staging };
+  for (const [name] of PARTS) $("meter").querySelector(`.${name}`).style.width = `${(100 * bytes[name] / Math.max(1, now.budget)).toFixed(2)}%`;
+  const used = document.createElement("b");
+  used.textContent = mb(now.used);
+  $("meter-text").replaceChildren(used, ` of ${mb(now.budget)}, at most ${mb(now.high_water)} so far; ${now.running} running, ${now.waiting} waiting`);
+  $("ledger").replaceChildren(...PARTS.map(([name, words]) => {
+    const item = document.createElement("li");
+    const colour = document.createElement("i");
+    colour.className = name;
+    item.append(colour, `${words} ${mb(bytes[name])}`);
+    return item;
+  }));
   if (document.activeElement !== $("budget")) $("budget").value = now.budget / 1e6;
-  if (before && now.at_ms - sampled < 480) return;
+  sample(now);
+  heard = performance.now();
+}
+
+// Twice a second is often enough for the charts.
+function sample(now) {
+  if (before && now.at_ms - before.at_ms < 480) return;
   if (before) {
-    const seconds = Math.max(0.001, (now.at_ms - before.at_ms) / 1000);
-    push(rate, (now.bytes_in - before.bytes_in) / seconds);
+    const seconds = (now.at_ms - before.at_ms) / 1000;
+    push(rate, now.at_ms, (now.bytes_in - before.bytes_in) / seconds);
     const of = (x) => x.hits + x.prefetched + x.late + x.misses;
     const uses = of(now) - of(before);
-    push(hits, uses ? (now.hits - before.hits) / uses : hits.at(-1) ?? 1);
-    $("rate-now").textContent = `${mb(rate.at(-1))}/s`;
-    $("hits-now").textContent = uses ? `${(100 * hits.at(-1)).toFixed(0)} %` : "idle";
-    draw($("rate"), rate, Math.max(1, ...rate));
+    push(hits, now.at_ms, uses ? (now.hits - before.hits) / uses : hits.at(-1)?.y ?? 1);
+    const most = Math.max(1, ...rate.map((point) => point.y));
+    $("rate-now").textContent = `${mb(rate.at(-1).y)}/s`;
+    $("rate-most").textContent = most > 1 ? `top: ${mb(most)}/s` : "";
+    $("hits-now").textContent = uses ? `${(100 * hits.at(-1).y).toFixed(0)} %` : "idle";
+    draw($("rate"), rate, most);
     draw($("hits"), hits, 1);
   }
   before = now;
-  sampled = now.at_ms;
-}
-
-function push(list, value) {
-  list.push(value);
-  if (list.length > SAMPLES) list.shift();
-}
-
-function draw(svg, list, most) {
-  const points = list.map((y, i) => `${(300 * i / (SAMPLES - 1)).toFixed(1)},${(58 - 56 * y / most).toFixed(1)}`);
-  svg.querySelector("polyline").setAttribute("points", points.join(" "));
 }
 
 const switches = new Map();
@@ -120,6 +132,7 @@ function history(list) {
   for (const one of list) switches.set(one.number, one);
   const latest = [...switches.values()].sort((a, b) => b.number - a.number).slice(0, 40);
   for (const number of switches.keys()) if (number < (latest.at(-1)?.number ?? 0)) switches.delete(number);
+  $("no-switches").hidden = latest.length > 0;
   $("switches").replaceChildren(...latest.map((one) => {
     const line = document.createElement("tr");
     const from = one.from ? `${one.from} → ${one.to}` : one.to;
@@ -134,7 +147,10 @@ function history(list) {
 
 function hear(event, value, changed) {
   if (event === "residency") {
+    // All of it: at the beginning, after the server came back, or with other models.
     rows.clear();
+    switches.clear();
+    before = null;
     $("models").replaceChildren();
     if (!value.ledger) {
       note("There is no budget: models are used where they lie in their files. Start with --budget to see who is in memory.");
@@ -162,6 +178,13 @@ export async function start(say, changed) {
     event.preventDefault();
     act("/v1/m3/budget", { budget: Math.round(Number($("budget").value) * 1e6) });
   });
+  // Nothing is said while nothing happens, but time goes on.
+  setInterval(() => {
+    const idle = performance.now() - heard;
+    if (!before || idle < 900) return;
+    heard += idle;
+    sample({ ...before, at_ms: before.at_ms + idle });
+  }, 1000);
   for (;;) {
     try {
       for await (const { event, data } of events("/v1/m3/events")) {

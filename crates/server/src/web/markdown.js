@@ -1,4 +1,4 @@
-// A small Markdown: paragraphs, headings, lists, quotes, code, emphasis, links. It makes elements and text nodes and never
+// A small Markdown: paragraphs, headings, lists, tables, quotes, code, emphasis, links. It makes elements and text nodes and never
 // parses HTML, so what a model says can look like anything and do nothing.
 
 const INLINE = /(`+)([^`]+)\1|\*\*([^*]+)\*\*|\*([^*\s][^*]*)\*|\[([^\]]+)\]\((https?:\/\/[^\s)]+)\)/;
@@ -34,6 +34,15 @@ function block(name, text) {
   return made;
 }
 
+const ROW = /^\s*\|.*\|\s*$/;
+const RULE = /^\s*\|(\s*:?-+:?\s*\|)+\s*$/;
+
+function row(line, name) {
+  const made = element("tr");
+  for (const cell of line.trim().slice(1, -1).split("|")) made.append(block(name, cell.trim()));
+  return made;
+}
+
 // A piece of a document with the text's elements.
 export function markdown(text) {
   const out = document.createDocumentFragment();
@@ -63,6 +72,13 @@ export function markdown(text) {
       out.append(list);
       continue;
     }
+    if (ROW.test(line) && RULE.test(lines[i + 1] ?? "")) {
+      const table = element("table");
+      table.append(row(line, "th"));
+      for (i += 2; i < lines.length && ROW.test(lines[i]); i += 1) table.append(row(lines[i], "td"));
+      out.append(table);
+      continue;
+    }
     if (/^>\s?/.test(line)) {
       const said = [];
       for (; i < lines.length && /^>\s?/.test(lines[i]); i += 1) said.push(lines[i].replace(/^>\s?/, ""));
@@ -73,8 +89,8 @@ export function markdown(text) {
       i += 1;
       continue;
     }
-    const paragraph = [];
-    for (; i < lines.length && lines[i].trim() && !/^(```|#{1,6}\s|>)/.test(lines[i]) && !marker.test(lines[i]); i += 1) paragraph.push(lines[i]);
+    const paragraph = [line];
+    for (i += 1; i < lines.length && lines[i].trim() && !/^(```|#{1,6}\s|>)/.test(lines[i]) && !marker.test(lines[i]); i += 1) paragraph.push(lines[i]);
     out.append(block("p", paragraph.join("\n")));
   }
   return out;

@@ -131,8 +131,25 @@ def _():
 def _():
     other = anthropic.Anthropic(base_url=URL, api_key="none", max_retries=0)
     message = other.messages.create(model="alpha", max_tokens=16, messages=ASK, extra_body=COLD)
+    assert other.messages.count_tokens(model="alpha", messages=ASK).input_tokens == message.usage.input_tokens
     with other.messages.stream(model="alpha", max_tokens=16, messages=ASK, extra_body=COLD) as stream:
         assert "".join(stream.text_stream) == message.content[0].text != ""
+
+
+@check("anthropic's tools, whole, streamed and answered")
+def _():
+    other = anthropic.Anthropic(base_url=URL, api_key="none", max_retries=0)
+    schema = {"type": "object", "properties": {"city": {"enum": ["Rome"]}}, "required": ["city"], "additionalProperties": False}
+    more = {"model": "alpha", "max_tokens": 60, "extra_body": COLD, "tools": [{"name": "weather", "input_schema": schema}]}
+    message = other.messages.create(messages=ASK, tool_choice={"type": "tool", "name": "weather"}, **more)
+    call = message.content[0]
+    assert (message.stop_reason, call.type, call.name, call.input) == ("tool_use", "tool_use", "weather", {"city": "Rome"})
+    with other.messages.stream(messages=ASK, tool_choice={"type": "any"}, **more) as stream:
+        final = stream.get_final_message()
+    assert (final.stop_reason, final.content[0].input) == ("tool_use", {"city": "Rome"})
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "20 degrees"}
+    talk = [*ASK, {"role": "assistant", "content": message.content}, {"role": "user", "content": [result]}]
+    assert other.messages.create(messages=talk, **more).content[0].type == "text"
 
 
 @check("ollama")
@@ -143,6 +160,25 @@ def _():
     text = other.chat(model="alpha", messages=ASK, options=options).message.content
     assert "".join(c.message.content for c in other.chat(model="alpha", messages=ASK, options=options, stream=True)) == text
     assert other.generate(model="alpha", prompt="Hello.", options=options).response
+    assert "completion" in other.show("alpha").capabilities and "alpha" in [model.model for model in other.ps().models]
+
+
+@check("ollama's tools")
+def _():
+    def weather(city: str) -> str:
+        """Tells the weather.
+
+        Args:
+            city: where
+        """
+        return city
+
+    call = {"type": "object", "properties": {"name": {"const": "weather"}, "arguments": {"type": "object", "properties": {"city": {"enum": ["Rome"]}},
+            "required": ["city"], "additionalProperties": False}}, "required": ["name", "arguments"], "additionalProperties": False}
+    said = ollama.Client(host=URL).chat(model="alpha", messages=ASK, tools=[weather], format=call, options={"temperature": 0}).message
+    assert weather(**said.tool_calls[0].function.arguments) == "Rome"
+    talk = [*ASK, said, {"role": "tool", "tool_name": "weather", "content": "20 degrees"}]
+    assert ollama.Client(host=URL).chat(model="alpha", messages=talk, tools=[weather], options={"num_predict": 8}).message is not None
 
 
 sys.exit(1 if failed else 0)
