@@ -2,14 +2,21 @@
 //!
 //! The thread owns every session and the workers, so nothing here is locked but the memory, and that for one decision at
 //! a time. Between two forward passes it takes in new requests, drops those nobody waits for, asks
-//! [`decide`](crate::decide) who is next, and makes one pass for that one (`run.rs`). Models come and go through the
-//! [`Engine`] handle meanwhile.
+//! [`decide`](crate::decide) who is next (`run.rs`), and makes one pass for those: requests of one model share passes, the
+//! prompts of some and the next tokens of others together (`pass.rs`). So a request joins at the next pass and leaves when
+//! it is over, and what it gets is to the last bit what it would get alone. Models come and go through the [`Engine`] handle
+//! meanwhile.
 //!
-//! A request that does not run keeps its keys and values and gives back everything else; when it runs again it goes on
-//! where it was. If the keys and values of all of them do not fit the budget together, the request that came last gives
+//! Each request has keys and values of its own; everything else a pass needs belongs to the model, and is given back while
+//! another model runs. A pass is as large as its buffers may be (`session/shared.rs`); where they do not fit, it serves
+//! fewer requests. If the keys and values of all of them do not fit the budget together, the request that came last gives
 //! its own up and waits until another one is over; then they are computed again. Nobody fails who would fit alone.
 
+mod job;
+mod pass;
 mod run;
+#[cfg(test)]
+mod tests;
 
 use crate::decide::Limits;
 use crate::generate::{GenerateError, GenerateOptions, Generation, Scored};
@@ -120,7 +127,7 @@ pub struct Outcome {
     pub service: Service,
 }
 
-/// What a request took, measured. Passes of other requests are not in it.
+/// What a request took, measured. A pass that it shares counts in full; those that it has no part in are not in it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Service {
     /// From its arrival to its first pass.
