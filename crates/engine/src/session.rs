@@ -18,10 +18,12 @@ use nexaquant_residency::{Charge, Class};
 use std::ops::Range;
 use std::time::Instant;
 
+mod prefix;
 mod shared;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use prefix::Prefix;
 pub(crate) use shared::{Buffers, Member, Room};
 
 /// How a session is opened.
@@ -262,10 +264,11 @@ impl Session {
         (self.scratch, self.paid, self.gathered) = (None, None, Vec::new());
     }
 
-    /// Forgets every token after the first `len`.
+    /// Forgets every token after the first `len`; a few more where those lie in a page that other sessions have, too.
     pub fn truncate(&mut self, len: usize) {
         self.tokens.truncate(len);
-        self.kv.shrink(self.tokens.len());
+        let left = self.kv.shrink(self.tokens.len());
+        self.tokens.truncate(left);
     }
 
     /// Makes the session hold `len` tokens that were never computed: for plans, which want to know what a step costs there
@@ -284,6 +287,7 @@ impl Session {
         let kept = same.min(prompt.len().saturating_sub(1));
         self.check(&prompt[kept..], kept)?;
         self.truncate(kept);
+        let kept = self.tokens.len();
         Ok((kept, self.eval(pool, &prompt[kept..])?))
     }
 

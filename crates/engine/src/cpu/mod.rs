@@ -204,8 +204,8 @@ impl Step<'_> {
     unsafe fn kv_append(&self, layer: usize, head: usize, k: View, v: View, t: usize) {
         let (kv, pos) = self.sequence(t);
         let layout = kv.layout();
-        let (page, rows) = (&kv.pages()[pos / PAGE], pos % PAGE..pos % PAGE + 1);
-        // SAFETY: by the caller.
+        let (page, rows) = (&kv.pages()[pos / PAGE].data, pos % PAGE..pos % PAGE + 1);
+        // SAFETY: by the caller; a page that is written belongs to one sequence alone (`kv.rs`).
         unsafe {
             let to = page.write(layout.k(layer, head, rows.clone()));
             self.ops.kv_store(layout.ty, self.read(k, t), to);
@@ -360,7 +360,7 @@ impl Step<'_> {
                     let queries = self.read(q.part(head * group * d, group * d), t);
                     let out = self.write(out.part(head * group * d, group * d), t);
                     for (page, rows, to) in pages() {
-                        let k = kv.pages()[page].read(layout.k(layer, head, rows));
+                        let k = kv.pages()[page].data.read(layout.k(layer, head, rows));
                         let k = KvRows::new(layout.ty, d, k);
                         self.ops.kv_scores_group(queries, k, scale, &mut scores[to.start..], seen);
                     }
@@ -369,7 +369,7 @@ impl Step<'_> {
                     }
                     out.fill(0.0);
                     for (page, rows, at) in pages() {
-                        let v = kv.pages()[page].read(layout.v(layer, head, rows));
+                        let v = kv.pages()[page].data.read(layout.v(layer, head, rows));
                         let v = KvRows::new(layout.ty, d, v);
                         self.ops.kv_weighted_sum_group(&scores[at.start..], seen, v, out);
                     }

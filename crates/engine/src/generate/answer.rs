@@ -221,8 +221,14 @@ impl Answer {
         if session.tokens().len() > kept {
             session.truncate(kept);
         }
+        let kept = session.tokens().len();
         self.computed = kept;
         kept..total.min(kept + most.max(1))
+    }
+
+    /// The beginning of the sequence that may come from elsewhere: nothing where every token's hidden state is wanted.
+    pub(crate) fn beginning(&self) -> &[u32] {
+        if self.pooled.is_some() { &[] } else { &self.sequence[..self.sequence.len() - 1] }
     }
 
     /// The tokens of a chunk.

@@ -20,10 +20,15 @@ impl Scheduler {
     /// there is room for. Returns those that are over then.
     pub(super) fn pass_together(&mut self, mut at: Vec<usize>) -> Vec<(usize, Over)> {
         let mut over = Vec::new();
+        for &at in &at {
+            self.begin_alike(at);
+        }
         let rows = loop {
             let rows = self.rows(&at);
+            self.give_up_for(&at, &rows);
             let Err(error) = self.fit(&at, rows.iter().sum()) else { break rows };
             match at[..] {
+                _ if lacks_room(&error) && self.cache.clear() => {}
                 [_, _, ..] => at.truncate(at.len() / 2),
                 [only] if lacks_room(&error) && self.preempt(only) => {}
                 [only] => return vec![(only, Err(error))],
@@ -43,6 +48,35 @@ impl Scheduler {
         parts.retain(|part| !self.jobs[part.at].stalled);
         self.make(&parts, &mut over);
         over
+    }
+
+    /// Lets a job that has nothing yet have what others have computed of the beginning of its sequence, those that are over or
+    /// those that run.
+    fn begin_alike(&mut self, at: usize) {
+        let job = &self.jobs[at];
+        if !job.session.tokens().is_empty() {
+            return;
+        }
+        let (beginning, model) = (job.answer.beginning(), job.model);
+        let others = self.jobs.iter().filter(|other| other.model == model);
+        let lengths = others.map(|other| (job.session.could_have_of(&other.session, beginning), other));
+        let running = lengths.max_by_key(|(len, _)| *len).filter(|(len, _)| *len > 0);
+        let running = running.and_then(|(len, other)| Some((len, other.session.prefix()?)));
+        let seat = self.seats.iter().find(|seated| seated.model == model).map(|seated| &seated.seat);
+        let kept = seat.and_then(|seat| self.cache.longest(seat, &job.session, beginning));
+        if let Some((len, prefix)) = [running, kept].into_iter().flatten().max_by_key(|(len, _)| *len) {
+            self.jobs[at].session.adopt(&prefix, len);
+        }
+    }
+
+    /// What is kept of requests that are over goes before any weights have to, for this pass of the jobs `at`.
+    fn give_up_for(&mut self, at: &[usize], rows: &[usize]) {
+        let Some(memory) = self.home.memory().filter(|_| !self.cache.is_empty()) else { return };
+        let Some(seated) = at.first().and_then(|&at| self.seated(self.jobs[at].model)) else { return };
+        let Some(placed) = seated.seat.placed().cloned() else { return };
+        let caches = at.iter().zip(rows).map(|(&at, rows)| self.jobs[at].session.growth(*rows));
+        let more = caches.sum::<u64>() + seated.buffers.missing(memory.budget());
+        while memory.lacks(&placed, more) > 0 && self.cache.give_up() {}
     }
 
     /// How many tokens each of the jobs `at` computes.

@@ -1,9 +1,10 @@
 //! The loop of the engine's thread: takes commands, asks [`decide`] whose pass is next, makes it, and tells what came
 //! of it. Nothing here is seen from outside; the handle and the public types are in the module above.
 
+use super::cache::Cache;
 use super::job::{Job, Over, caught};
 use super::pass::lacks_room;
-use super::{Command, Event, Home, Moved, Outcome, Seat, Service, Submission};
+use super::{Command, Event, Home, Moved, Outcome, RequestError, Seat, Service, Submission};
 use crate::decide::{self, Choice, Limits, Running, View};
 use crate::generate::Answer;
 use crate::m3::{Memory, MemoryError, Placed};
@@ -17,7 +18,7 @@ use std::time::Instant;
 pub(super) struct Seated {
     /// What [`decide`] calls it.
     pub model: u32,
-    seat: Seat,
+    pub seat: Seat,
     /// What its shared passes compute with, and how large they may be.
     pub buffers: Buffers,
     pub room: Room,
@@ -30,6 +31,7 @@ pub(super) struct Scheduler {
     pub(super) home: Arc<Home>,
     pub(super) jobs: Vec<Job>,
     pub(super) seats: Vec<Seated>,
+    pub(super) cache: Cache,
     running: Option<Running>,
     pub(super) turn: u64,
     next_id: u64,
@@ -49,6 +51,7 @@ impl Scheduler {
             home,
             jobs: Vec::new(),
             seats: Vec::new(),
+            cache: Cache::new(),
             running: None,
             turn: 0,
             next_id: 0,
@@ -77,9 +80,11 @@ impl Scheduler {
                     Err(TryRecvError::Disconnected) => return,
                 }
             }
-            let before = self.jobs.len();
-            self.jobs.retain(|job| job.alive.strong_count() > 0);
-            if self.jobs.len() != before {
+            let gone: Vec<Job> = self.jobs.extract_if(.., |job| job.alive.strong_count() == 0).collect();
+            if !gone.is_empty() {
+                for job in gone {
+                    self.keep(job.model, job.session);
+                }
                 self.resettle();
             }
             self.pass();
@@ -100,6 +105,7 @@ impl Scheduler {
         match command {
             Command::Submit(submission) => self.admit(*submission),
             Command::SetBudget(budget, reply) => {
+                self.cache.clear();
                 // Buffers come back when they are needed.
                 self.jobs.iter_mut().for_each(|job| job.session.rest());
                 self.seats.iter_mut().for_each(|seated| seated.buffers.rest());
@@ -118,6 +124,13 @@ impl Scheduler {
                 let done =
                     self.memory().ok_or(MemoryError::Unbounded).and_then(|memory| memory.unload(&name));
                 let _ = reply.send(done);
+            }
+            Command::Forget(seat, reply) => {
+                match seat {
+                    Some(seat) => self.cache.forget(&seat),
+                    None => drop(self.cache.clear()),
+                }
+                let _ = reply.send(());
             }
         }
     }
@@ -226,15 +239,31 @@ impl Scheduler {
     /// A job is over.
     fn end(&mut self, at: usize, over: Over) {
         let job = self.jobs.swap_remove(at);
+        let Job { model, session, answer, mut listener, service, place, .. } = job;
+        match over {
+            Err(RequestError::Fault(_)) => drop(session),
+            _ => self.keep(model, session),
+        }
         self.resettle();
-        let Job { session, answer, mut listener, service, place, .. } = job;
-        // Its memory and its place are free before anybody hears of the end.
-        drop((session, place));
+        // Its memory, but for what is kept in case it is of use, and its place are free before anybody hears of the end.
+        drop(place);
         let outcome = over.and_then(|()| caught(|| Ok(Outcome { generation: answer.finish(), service })));
         listener(match outcome {
             Ok(outcome) => Event::Done(Box::new(outcome)),
             Err(error) => Event::Failed(error),
         });
+    }
+
+    /// Keeps what a session that is over has computed, as long as nobody needs the room.
+    fn keep(&mut self, model: u32, session: Session) {
+        let seat = self.seated(model).map(|seated| seated.seat.clone());
+        let prefix = session.prefix();
+        drop(session);
+        if let (Some(seat), Some(prefix)) = (seat, prefix)
+            && self.home.has(&seat)
+        {
+            self.cache.keep(seat, prefix);
+        }
     }
 
     /// Somebody has gone: seats of models without jobs go, there may be room again, and other turns are to come.
@@ -244,10 +273,13 @@ impl Scheduler {
         self.news = true;
     }
 
-    /// Makes room for the job at `at`, whose step found none: whoever came last of those that hold keys and values gives
-    /// them up, and waits until a request is over. False if there is no other. The request that came first never is
-    /// the one, so somebody always goes on.
+    /// Makes room for the job at `at`, whose step found none: what is kept of requests that are over goes, or else whoever came
+    /// last of those that hold keys and values gives them up, and waits until a request is over. False if there is no other.
+    /// The request that came first never is the one, so somebody always goes on.
     pub(super) fn preempt(&mut self, at: usize) -> bool {
+        if self.cache.clear() {
+            return true;
+        }
         let holds = |job: &Job| job.session.bytes() > 0;
         if !self.jobs.iter().enumerate().any(|(i, job)| i != at && holds(job)) {
             return false;

@@ -159,6 +159,11 @@ impl Buffers {
         (self.scratch, self.paid, self.gathered) = (None, None, Vec::new());
     }
 
+    /// Bytes that they may take when they are made, at most, under this budget.
+    pub(crate) fn missing(&self, budget: u64) -> u64 {
+        if self.scratch.is_some() { 0 } else { budget / 8 }
+    }
+
     /// One forward pass for all `members`, sessions of one model, within `room`. Each has its tokens afterwards.
     ///
     /// # Errors

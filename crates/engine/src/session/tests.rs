@@ -180,3 +180,51 @@ fn buffers_take_a_small_part_of_the_budget_and_serve_as_many_as_fit() {
     assert!(room.admit(&Session::new(&model, &pool, SessionOptions::default()).unwrap(), 2));
     assert_eq!((room.members(), room.rows(1)), (128, 128));
 }
+
+#[test]
+fn sequences_that_begin_alike_share_pages_and_never_write_them() {
+    let model = model("alpha", Mode::Int8);
+    let mut pool = pool(2);
+    let options = SessionOptions { context: CONTEXT, ..SessionOptions::default() };
+    let open = |pool: &Pool| Session::new(&model, pool, options).unwrap();
+    let mut dice = Dice(7);
+    let first: Vec<u32> = (0..70).map(|_| dice.roll(4096) as u32).collect();
+    let mut second = first[..50].to_vec();
+    second.extend((0..20).map(|_| dice.roll(4096) as u32));
+    let alone = |pool: &mut Pool, tokens: &[u32]| bits(open(pool).eval(pool, tokens).unwrap());
+    let wanted = [&first, &second].map(|tokens| alone(&mut pool, tokens));
+
+    let mut a = open(&pool);
+    a.eval(&mut pool, &first).unwrap();
+    let prefix = a.prefix().unwrap();
+    let mut b = open(&pool);
+    // The fiftieth token is the first that differs, and pages are whole.
+    assert_eq!(b.could_have(&prefix, &second), 32);
+    assert_eq!([31, 32, 63, 64, 70].map(|n| b.could_have(&prefix, &first[..n])), [0, 32, 32, 64, 64]);
+    assert_eq!(b.could_have_of(&a, &second), 32);
+    assert_eq!(a.could_have(&prefix, &first), 0, "it has tokens");
+    let other = SessionOptions { kv: KvType::F32, ..options };
+    assert_eq!(Session::new(&model, &pool, other).unwrap().could_have(&prefix, &first), 0);
+    assert_eq!((b.growth(32), b.growth(33)), (b.kv.layout().page_bytes() as u64, 2 * b.growth(1)));
+    b.adopt(&prefix, 32);
+    assert_eq!(b.tokens(), &second[..32]);
+    assert_eq!(bits(b.eval(&mut pool, &second[32..]).unwrap()), wanted[1]);
+
+    // Page 1 belongs to `a` and the prefix, so `a` cannot go on in the middle of it; page 0 belongs to `b`, too.
+    a.truncate(40);
+    assert_eq!(a.tokens().len(), 32);
+    assert_eq!(bits(a.eval(&mut pool, &first[32..]).unwrap()), wanted[0]);
+    drop(prefix);
+    a.truncate(40);
+    assert_eq!(a.tokens().len(), 40, "nobody else has page 1 any more");
+    a.truncate(20);
+    assert_eq!(a.tokens().len(), 0, "but page 0");
+    let (kept, logits) = a.set(&mut pool, &first).unwrap();
+    assert_eq!((kept, bits(logits)), (0, wanted[0].clone()));
+    b.truncate(33);
+    assert_eq!(bits(b.eval(&mut pool, &second[33..]).unwrap()), wanted[1]);
+    // `set` keeps what it can.
+    let prefix = b.prefix().unwrap();
+    assert_eq!(prefix.pages().0.count(), 2);
+    assert_eq!(b.set(&mut pool, &second[..60]).unwrap().0, 32);
+}
