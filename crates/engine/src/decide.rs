@@ -2,13 +2,14 @@
 //! the same answer; no clock, no I/O, no engine.
 //!
 //! Going over to another model may mean reading it from disk, so a model makes a number of forward passes in one
-//! *turn*, its requests taking them by turns, before the next one gets its own. Everything is first come, first served,
-//! counted from when a request was last served or, if it never was, from when it came: within a model the request that
-//! has waited longest makes the next pass; between models the one whose request has waited longest has the next turn.
-//! So a model with more requests than a turn has passes comes round more often, which is fair to the requests.
+//! *turn* before the next one gets its own. A pass serves several requests of the model at once, as many as go
+//! [together](Request::together). Everything is first come, first served, counted from when a request was last served or,
+//! if it never was, from when it came: within a model the requests that have waited longest make the next pass; between
+//! models the one whose request has waited longest has the next turn. So a model with more requests than its turn serves
+//! comes round more often, which is fair to the requests.
 //!
-//! [`next`] decides one pass; [`turns`] tells what a row of such decisions will be, for whoever has to know which
-//! weights are needed soon.
+//! [`next`] decides one pass, and [`share`] how many tokens each of its requests computes in it; [`turns`] tells what a row
+//! of such decisions will be, for whoever has to know which weights are needed soon.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -50,6 +51,8 @@ pub struct Request {
     pub waited: Duration,
     /// Passes it still needs, at most; 0 counts as 1.
     pub passes: u32,
+    /// Requests of its model that a pass can serve; 0 counts as 1. The least that any of them says is what counts.
+    pub together: u32,
 }
 
 /// The turn that is running, or ran last.
@@ -71,10 +74,10 @@ pub struct View<'a> {
 }
 
 /// The next pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// Which request makes it.
-    pub request: u64,
+    /// Which requests make it, at least one, those that have waited longest first.
+    pub requests: Vec<u64>,
     /// For which model.
     pub model: u32,
     /// It is the first one of a turn.
@@ -90,7 +93,7 @@ impl Choice {
     }
 }
 
-/// Which request makes the next pass; `None` if there is no request.
+/// Which requests make the next pass; `None` if there is no request.
 ///
 /// A turn goes on beyond its bound while nobody else waits. Whoever comes then has the next pass; whoever comes earlier
 /// waits for what is left of the bound.
@@ -106,8 +109,29 @@ pub fn next(view: &View<'_>, limits: &Limits) -> Option<Choice> {
         }
         None => longest(view.requests.iter())?.model,
     };
-    let request = longest(of(model))?.id;
-    Some(Choice { request, model, begins: going.is_none_or(|running| running.model != model) })
+    let mut own: Vec<&Request> = of(model).collect();
+    own.sort_unstable_by_key(|r| (std::cmp::Reverse(r.waited), r.id));
+    own.truncate(together(own.iter().copied()));
+    let requests = own.into_iter().map(|r| r.id).collect();
+    Some(Choice { requests, model, begins: going.is_none_or(|running| running.model != model) })
+}
+
+/// How many of these requests of one model a pass serves.
+fn together<'a>(requests: impl Iterator<Item = &'a Request>) -> usize {
+    requests.map(|r| r.together).min().unwrap_or(1).max(1) as usize
+}
+
+/// How many tokens each request of a pass computes in it, if it could compute `wanted` and the pass has `most` rows: one each
+/// while there are any, and the others to whoever comes first. So nobody who needs a single token waits for a long prompt
+/// beyond the chunk at hand. Those who get none make no pass.
+pub fn share(wanted: &[usize], most: usize) -> Vec<usize> {
+    let mut left = most.saturating_sub(wanted.len());
+    let rows = wanted.iter().take(most).map(|wanted| {
+        let more = wanted.saturating_sub(1).min(left);
+        left -= more;
+        1 + more
+    });
+    rows.chain(std::iter::repeat(0)).take(wanted.len()).collect()
 }
 
 /// The request that has waited longest.
@@ -158,11 +182,13 @@ pub fn turns(view: &View<'_>, limits: &Limits) -> Vec<(u32, u32)> {
 /// The requests of one model in a forecast, the one that has waited longest first.
 struct Queue {
     model: u32,
+    /// Requests that a pass serves.
+    together: u64,
     waiting: VecDeque<Waiting>,
 }
 
 struct Waiting {
-    /// When it was last served; passes from now are 1, 2, …, nanoseconds before now are negative.
+    /// When it was last served, counted in requests served from now on: 1, 2, …; nanoseconds before now are negative.
     since: i128,
     id: u64,
     passes: u64,
@@ -176,6 +202,7 @@ fn queues(view: &View<'_>, limits: &Limits) -> Vec<Queue> {
     let same = requests.chunk_by(|a, b| a.model == b.model);
     same.map(|requests| Queue {
         model: requests[0].model,
+        together: together(requests.iter()) as u64,
         waiting: requests
             .iter()
             .map(|r| Waiting {
@@ -198,26 +225,29 @@ impl Queue {
         self.waiting.iter().any(|request| request.late)
     }
 
-    /// Makes up to `most` passes, each by the request in front, which then goes to the end; returns how many there were.
+    /// Makes up to `most` passes, each by the requests in front, which then go to the end; returns how many there were.
     fn spend(&mut self, most: u64, clock: &mut i128) -> u64 {
-        let made = self.waiting.iter().map(|request| request.passes).sum::<u64>().min(most);
-        let mut left = made;
-        while left > 0 {
-            // As many whole rounds at once as all of them can make; then a part of one.
+        let mut made = 0;
+        while made < most && !self.waiting.is_empty() {
             let n = self.waiting.len() as u64;
+            let served = self.together.min(n);
+            // After a cycle all have been served equally often, and are in the same order again.
+            let (cycle, each) = if served == n { (1, 1) } else { (n, served) };
             let shortest = self.waiting.iter().map(|request| request.passes).min().unwrap_or(1);
-            let rounds = (left / n).min(shortest);
-            let (rounds, served) = if rounds > 0 { (rounds, n) } else { (1, left) };
-            let end = *clock + i128::from(rounds * served);
+            // As many whole cycles at once as nobody ends in; then a single pass.
+            let cycles = ((shortest - 1) / each).min((most - made) / cycle);
+            let (passes, each, served) =
+                if cycles > 0 { (cycles * cycle, cycles * each, n) } else { (1, 1, served) };
+            let end = *clock + i128::from(passes) * i128::from(self.together.min(n));
             for (place, request) in (1..=served).zip(self.waiting.iter_mut()) {
-                request.passes -= rounds;
+                request.passes -= each;
                 request.since = end - i128::from(served - place);
                 request.late = false;
             }
             self.waiting.rotate_left(served as usize);
             self.waiting.retain(|request| request.passes > 0);
             *clock = end;
-            left -= rounds * served;
+            made += passes;
         }
         made
     }

@@ -9,12 +9,16 @@
 //!
 //! so that attention reads the rows of one head one behind another. Pages are indexed by absolute position; how a
 //! prompt is cut into steps does not show. In a memory with a budget each page is paid for before it is allocated.
+//!
+//! Full pages can be had by several sessions ([`crate::session`]'s prefixes): they are paid for once, until the last one
+//! lets go of them.
 
 use crate::cpu::{OutOfMemory, SharedBuf};
 use crate::model::hparams::HParams;
 use nexaquant_kernels::KvType;
 use nexaquant_residency::Charge;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Positions in a page.
 pub const PAGE: usize = 32;
@@ -72,19 +76,26 @@ impl KvLayout {
     }
 }
 
+/// A page, and what it costs. Sequences that begin alike may have one page together: then all its positions are filled and
+/// nobody writes it.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub data: SharedBuf<u8>,
+    /// Where there is a budget.
+    _charge: Option<Charge>,
+}
+
 /// The pages of one session.
 #[derive(Debug)]
 pub struct KvCache {
     layout: KvLayout,
-    pages: Vec<SharedBuf<u8>>,
-    /// What the pages cost, one entry a page, where there is a budget.
-    charges: Vec<Charge>,
+    pages: Vec<Arc<Page>>,
 }
 
 impl KvCache {
     /// No pages yet.
     pub fn new(layout: KvLayout) -> Self {
-        Self { layout, pages: Vec::new(), charges: Vec::new() }
+        Self { layout, pages: Vec::new() }
     }
     /// The layout of its pages.
     pub fn layout(&self) -> &KvLayout {
@@ -105,22 +116,31 @@ impl KvCache {
         mut pay: impl FnMut(usize) -> Result<Option<Charge>, E>,
     ) -> Result<(), E> {
         while self.capacity() < positions {
-            let charge = pay(self.layout.page_bytes())?;
-            self.pages.push(SharedBuf::new(self.layout.page_bytes())?);
-            if let Some(mut charge) = charge {
+            let mut charge = pay(self.layout.page_bytes())?;
+            let data = SharedBuf::new(self.layout.page_bytes())?;
+            if let Some(charge) = &mut charge {
                 charge.commit();
-                self.charges.push(charge);
             }
+            self.pages.push(Arc::new(Page { data, _charge: charge }));
         }
         Ok(())
     }
-    /// Gives back the pages that `positions` positions do not need.
-    pub fn shrink(&mut self, positions: usize) {
+    /// Gives back the pages that `positions` positions do not need. Returns how many positions are left: fewer than asked
+    /// for where the last of them are in a page that others have, too, since what follows would be written there.
+    pub fn shrink(&mut self, positions: usize) -> usize {
+        let whole = positions / PAGE;
+        let shared = !positions.is_multiple_of(PAGE)
+            && self.pages.get(whole).is_some_and(|p| Arc::strong_count(p) > 1);
+        let positions = if shared { whole * PAGE } else { positions };
         self.pages.truncate(positions.div_ceil(PAGE));
-        self.charges.truncate(self.pages.len());
+        positions
     }
     /// The pages, for the executor.
-    pub(crate) fn pages(&self) -> &[SharedBuf<u8>] {
+    pub(crate) fn pages(&self) -> &[Arc<Page>] {
         &self.pages
+    }
+    /// Has `pages`, which are full, in place of its own.
+    pub(crate) fn adopt(&mut self, pages: Vec<Arc<Page>>) {
+        self.pages = pages;
     }
 }

@@ -4,12 +4,12 @@
 //! session holds is paid for before it is allocated: pages of the cache as they come, and the buffers of a step, which
 //! are as large as the step at hand needs, so that a long prompt leaves the room to the weights when it is over.
 
-use crate::cpu::{OutOfMemory, Scratch, Sizes, Step};
+use crate::cpu::{OutOfMemory, Scratch, Sizes, Span, Step};
 use crate::file::FileError;
 use crate::kv::{KvCache, KvLayout, KvTypeError, PAGE};
 use crate::loader::Model;
 use crate::m3::{MemoryError, Placed, Tenancy};
-use crate::model::op::{Op, RopeTable};
+use crate::model::op::{Op, RopeTable, Slot};
 use crate::opencl::{DeviceError, DeviceSession, DeviceSizes, Gpu, OpenError};
 use crate::threads::{Crew, Pool, Tuner, Worker};
 use crate::weights::Place;
@@ -17,6 +17,14 @@ use nexaquant_kernels::{KvType, Ops};
 use nexaquant_residency::{Charge, Class};
 use std::ops::Range;
 use std::time::Instant;
+
+mod prefix;
+mod shared;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use prefix::Prefix;
+pub(crate) use shared::{Buffers, Member, Room};
 
 /// How a session is opened.
 #[derive(Clone, Copy, Debug)]
@@ -256,10 +264,11 @@ impl Session {
         (self.scratch, self.paid, self.gathered) = (None, None, Vec::new());
     }
 
-    /// Forgets every token after the first `len`.
+    /// Forgets every token after the first `len`; a few more where those lie in a page that other sessions have, too.
     pub fn truncate(&mut self, len: usize) {
         self.tokens.truncate(len);
-        self.kv.shrink(self.tokens.len());
+        let left = self.kv.shrink(self.tokens.len());
+        self.tokens.truncate(left);
     }
 
     /// Makes the session hold `len` tokens that were never computed: for plans, which want to know what a step costs there
@@ -278,6 +287,7 @@ impl Session {
         let kept = same.min(prompt.len().saturating_sub(1));
         self.check(&prompt[kept..], kept)?;
         self.truncate(kept);
+        let kept = self.tokens.len();
         Ok((kept, self.eval(pool, &prompt[kept..])?))
     }
 
@@ -355,36 +365,28 @@ impl Session {
         if let Some(device) = &mut self.device {
             return device.logits(row);
         }
-        let Some(scratch) = &mut self.scratch else { return &mut [] };
-        let buffer = &mut scratch.slots[crate::model::op::Slot::Logits as usize];
-        let width = buffer.width;
-        &mut buffer.data.as_mut()[row * width..(row + 1) * width]
+        self.scratch.as_mut().map_or(&mut [], |scratch| scratch.row(Slot::Logits, row))
     }
 
     /// What the model has made of the `row`-th token of the last step, normalized as for the head: `n_embd` values. Empty
     /// where the step's buffers are gone.
     pub(crate) fn hidden(&mut self, row: usize) -> Vec<f32> {
         let model = self.model.clone();
-        let arch = model.architecture();
-        let embd = arch.hparams.embd;
-        let Some(scratch) = &mut self.scratch else { return Vec::new() };
-        let buffer = &mut scratch.slots[crate::model::op::Slot::X as usize];
-        let width = buffer.width;
-        let x = &buffer.data.as_mut()[row * width..][..embd];
-        let weight = arch.units.last().and_then(|head| match head.ops.first() {
-            Some(Op::RmsNorm { weight, .. }) => Some(model.weights().vector(*weight)),
-            _ => None,
-        });
-        let mean = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / embd as f64;
-        let scale = 1.0 / (mean + f64::from(arch.hparams.eps)).sqrt();
-        let weight = |i: usize| weight.and_then(|weight| weight.get(i)).map_or(1.0, |&w| f64::from(w));
-        x.iter().enumerate().map(|(i, &x)| (f64::from(x) * scale * weight(i)) as f32).collect()
+        self.scratch.as_mut().map_or_else(Vec::new, |scratch| hidden(&model, scratch, row))
+    }
+
+    /// Makes room in the cache for `tokens` more tokens.
+    pub(crate) fn reserve(&mut self, tokens: usize) -> Result<(), EvalError> {
+        let pay = |bytes| match &self.tenancy {
+            Some(tenancy) => tenancy.pay(Class::Kv, bytes).map(Some).map_err(EvalError::from),
+            None => Ok(None),
+        };
+        self.kv.grow(self.tokens.len() + tokens, pay)
     }
 
     /// Makes room for a step of `tokens` tokens: activations, and the cache up to the last of them.
     pub(crate) fn prepare(&mut self, threads: usize, tokens: usize) -> Result<(), EvalError> {
         let model = self.model.clone();
-        let positions = self.tokens.len() + tokens;
         if let Some(tenancy) = &self.tenancy {
             // As large as this kind of step needs.
             let fits =
@@ -401,7 +403,6 @@ impl Session {
                 paid.commit();
                 self.paid = Some(paid);
             }
-            self.kv.grow(positions, |bytes| Ok::<_, EvalError>(Some(tenancy.pay(Class::Kv, bytes)?)))?;
         } else {
             // A pool with more workers than the scratch was made for would make them share what each must own.
             if self.scratch.is_none() {
@@ -409,11 +410,11 @@ impl Session {
             }
             let Some(scratch) = &mut self.scratch else { unreachable!("made above") };
             scratch.fit_threads(threads, model.architecture(), |id| model.weights().kernel(id))?;
-            self.kv.grow(positions, |_| Ok::<_, EvalError>(None))?;
         }
+        self.reserve(tokens)?;
         if let Some(scratch) = &mut self.scratch {
             scratch.grow_scores(self.kv.capacity())?;
-            scratch.set_angles(&self.ropes, self.tokens.len(), tokens);
+            scratch.set_angles(&self.ropes, 0..tokens, self.tokens.len());
         }
         Ok(())
     }
@@ -436,43 +437,77 @@ impl Session {
             weights: model.weights(),
             ops: self.ops,
             scratch,
-            kv: &self.kv,
             tokens,
-            pos0: self.tokens.len(),
+            spans: &[Span { first: 0, pos: self.tokens.len(), kv: &self.kv }],
             gathered: self.tenancy.as_ref().map(|_| self.gathered.as_slice()),
         };
         let tuner = &mut self.tuners[usize::from(tokens.len() > 1)];
         let alone = tuner.crew() == Crew::Alone && !self.all_threads;
-        let mut run =
-            |work: &(dyn Fn(&Worker<'_>) + Sync)| if alone { pool.run_alone(work) } else { pool.run(work) };
         let start = Instant::now();
-        match &self.tenancy {
-            None => run(&|worker| {
-                let units = &step.arch.units;
-                for (i, unit) in units.iter().enumerate() {
-                    let which = if i + 1 == units.len() { outputs.clone() } else { 0..tokens.len() };
-                    if which.is_empty() {
-                        continue;
-                    }
-                    if i > 0 {
-                        worker.barrier();
-                    }
-                    step.run(worker, &unit.ops, &which, Place::File(model.file()));
-                }
-            }),
-            Some(tenancy) => tenancy.pass(&step, &outputs, run)?,
-        }
+        run(&step, model, self.tenancy.as_ref(), &outputs, (pool, alone))?;
         tuner.record(start.elapsed() / tokens.len() as u32);
-        // A truncated file shows up as zeros; what they gave must not be used.
-        model.file().check()?;
-        if let Some(cap) = model.architecture().hparams.logit_softcap {
-            for row in 0..outputs.len() {
-                for x in self.logits(row) {
-                    *x = cap * (*x / cap).tanh();
-                }
-            }
+        if let Some(scratch) = &mut self.scratch {
+            finish(model, scratch, outputs.len())?;
         }
         self.tokens.extend_from_slice(tokens);
         Ok(())
     }
+}
+
+/// Runs a step on the workers of a pool, or on the caller `alone`; the head for `outputs` only.
+fn run(
+    step: &Step<'_>,
+    model: &Model,
+    tenancy: Option<&Tenancy>,
+    outputs: &Range<usize>,
+    (pool, alone): (&mut Pool, bool),
+) -> Result<(), MemoryError> {
+    let mut run =
+        |work: &(dyn Fn(&Worker<'_>) + Sync)| if alone { pool.run_alone(work) } else { pool.run(work) };
+    if let Some(tenancy) = tenancy {
+        return tenancy.pass(step, outputs, run);
+    }
+    run(&|worker| {
+        let units = &step.arch.units;
+        for (i, unit) in units.iter().enumerate() {
+            let which = if i + 1 == units.len() { outputs.clone() } else { 0..step.tokens.len() };
+            if which.is_empty() {
+                continue;
+            }
+            if i > 0 {
+                worker.barrier();
+            }
+            step.run(worker, &unit.ops, &which, Place::File(model.file()));
+        }
+    });
+    Ok(())
+}
+
+/// What comes after a step with `outputs` rows of logits.
+fn finish(model: &Model, scratch: &mut Scratch, outputs: usize) -> Result<(), FileError> {
+    // A truncated file shows up as zeros; what they gave must not be used.
+    model.file().check()?;
+    if let Some(cap) = model.architecture().hparams.logit_softcap {
+        for row in 0..outputs {
+            for x in scratch.row(Slot::Logits, row) {
+                *x = cap * (*x / cap).tanh();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What the model has made of row `row` of a step, normalized as for the head.
+fn hidden(model: &Model, scratch: &mut Scratch, row: usize) -> Vec<f32> {
+    let arch = model.architecture();
+    let embd = arch.hparams.embd;
+    let x = &scratch.row(Slot::X, row)[..embd];
+    let weight = arch.units.last().and_then(|head| match head.ops.first() {
+        Some(Op::RmsNorm { weight, .. }) => Some(model.weights().vector(*weight)),
+        _ => None,
+    });
+    let mean = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() / embd as f64;
+    let scale = 1.0 / (mean + f64::from(arch.hparams.eps)).sqrt();
+    let weight = |i: usize| weight.and_then(|weight| weight.get(i)).map_or(1.0, |&w| f64::from(w));
+    x.iter().enumerate().map(|(i, &x)| (f64::from(x) * scale * weight(i)) as f32).collect()
 }

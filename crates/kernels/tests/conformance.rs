@@ -83,19 +83,21 @@ fn products_agree_with_a_sequential_f64_sum() {
     }
 }
 
-/// Many columns, and rows of one scale each as trained models have: the path that unpacks a tile of rows for all of them;
+/// Several columns, and rows of one scale each as trained models have: the path that unpacks a tile of rows for all of them;
 /// rows with more scales among them, which must leave it.
 #[test]
 fn tiles_of_rows_return_the_bits_of_scalar() {
     let mut rng = Rng(0x0dd_ba11);
     for &format in FORMATS.iter().filter(|f| f.ternary) {
-        for (rows, cols, n, mixed) in [
+        let few = (2..12).flat_map(|n| [(33, 512, n, false), (7, 512, n, true)]);
+        let many = [
             (32, 256, 12, false),
             (37, 1280, 29, false),
             (1, 2304, 16, false),
             (70, 512, 13, true),
             (16, 2560, 31, true),
-        ] {
+        ];
+        for (rows, cols, n, mixed) in few.chain(many) {
             let mut values = vec![0f32; rows * cols];
             for (r, row) in values.chunks_exact_mut(cols).enumerate() {
                 for (e, w) in row.iter_mut().enumerate() {

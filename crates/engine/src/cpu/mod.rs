@@ -3,7 +3,8 @@
 //! All workers walk through the op list together. Ops on single tokens are shared out by token and need no barrier
 //! among themselves; products and attention are claimed in pieces, with a barrier before and after. Every element
 //! of a result is computed by one worker, by operations that depend on nothing but its own inputs, so neither the
-//! number of threads nor the cut of a prompt into batches changes a bit.
+//! number of threads nor the cut of a prompt into batches changes a bit. Nor does it matter whose tokens share a batch:
+//! only rotation, the cache and attention ask which sequence and position a token belongs to.
 //!
 //! With one token a phase is microseconds long, so phases are joined (`single.rs`): every worker normalizes and quantizes
 //! the input of a product for itself, whoever attends with a head also rotates and stores it, and whoever has some of the
@@ -28,16 +29,28 @@ use nexaquant_kernels::{Activation, Acts, F32Cols, Grain, I8Cols, KvRows, Layout
 use scratch::{grains, record_lines};
 use std::ops::Range;
 
+/// Tokens of a batch that follow each other in one sequence, from `first` to where the next span begins. A batch may have
+/// several sequences, and of each several spans.
+#[derive(Clone, Copy)]
+pub(crate) struct Span<'a> {
+    /// Its first token's place in the batch; 0 in the first span.
+    pub first: usize,
+    /// That token's position in the sequence.
+    pub pos: usize,
+    /// The sequence's cache, which has room for all of them.
+    pub kv: &'a KvCache,
+}
+
 /// What a step computes with.
 pub(crate) struct Step<'a> {
     pub arch: &'a Architecture,
     pub weights: &'a WeightTable,
     pub ops: Ops,
     pub scratch: &'a Scratch,
-    pub kv: &'a KvCache,
-    /// The batch; token `i` is at position `pos0 + i`.
+    /// The batch.
     pub tokens: &'a [u32],
-    pub pos0: usize,
+    /// Whose they are, in the order of the tokens.
+    pub spans: &'a [Span<'a>],
     /// The embedding rows of the batch's tokens, where the table itself is not at hand.
     pub gathered: Option<&'a [u8]>,
 }
@@ -101,6 +114,12 @@ impl Step<'_> {
                 self.write(part(out), t),
             );
         }
+    }
+
+    /// The cache of the sequence that token `t` belongs to, and its position there.
+    fn sequence(&self, t: usize) -> (&KvCache, usize) {
+        let span = &self.spans[self.spans.partition_point(|span| span.first <= t) - 1];
+        (span.kv, span.pos + t - span.first)
     }
 
     /// Values of one token.
@@ -167,7 +186,7 @@ impl Step<'_> {
                     self.ops.rope(self.write(*x, t), head_dim, cos, sin, self.arch.spec.pairing);
                 }
                 Op::KvAppend { layer, k, v } => {
-                    let d = self.kv.layout().head_dim;
+                    let d = self.sequence(t).0.layout().head_dim;
                     for head in 0..k.width / d {
                         self.kv_append(*layer, head, k.part(head * d, d), v.part(head * d, d), t);
                     }
@@ -183,10 +202,10 @@ impl Step<'_> {
     /// # Safety
     /// The head of this token belongs to the calling worker.
     unsafe fn kv_append(&self, layer: usize, head: usize, k: View, v: View, t: usize) {
-        let layout = self.kv.layout();
-        let pos = self.pos0 + t;
-        let (page, rows) = (&self.kv.pages()[pos / PAGE], pos % PAGE..pos % PAGE + 1);
-        // SAFETY: by the caller.
+        let (kv, pos) = self.sequence(t);
+        let layout = kv.layout();
+        let (page, rows) = (&kv.pages()[pos / PAGE].data, pos % PAGE..pos % PAGE + 1);
+        // SAFETY: by the caller; a page that is written belongs to one sequence alone (`kv.rs`).
         unsafe {
             let to = page.write(layout.k(layer, head, rows.clone()));
             self.ops.kv_store(layout.ty, self.read(k, t), to);
@@ -311,8 +330,6 @@ impl Step<'_> {
         let &Op::Attention { layer, q, out, window, scale } = op else {
             unreachable!("called for attention")
         };
-        let layout = self.kv.layout();
-        let d = layout.head_dim;
         let kv_heads = self.arch.hparams.layers[layer].kv_heads;
         let group = self.arch.hparams.heads / kv_heads;
         let each = self.scratch.scores_each;
@@ -322,7 +339,9 @@ impl Step<'_> {
                 for op in first {
                     self.head_op(op, head, kv_heads, t, place);
                 }
-                let pos = self.pos0 + t;
+                let (kv, pos) = self.sequence(t);
+                let layout = kv.layout();
+                let d = layout.head_dim;
                 let from = window.map_or(0, |w| (pos + 1).saturating_sub(w));
                 let seen = pos + 1 - from;
                 // The pages that hold positions from..=pos, with the rows in each and where their scores go.
@@ -341,7 +360,7 @@ impl Step<'_> {
                     let queries = self.read(q.part(head * group * d, group * d), t);
                     let out = self.write(out.part(head * group * d, group * d), t);
                     for (page, rows, to) in pages() {
-                        let k = self.kv.pages()[page].read(layout.k(layer, head, rows));
+                        let k = kv.pages()[page].data.read(layout.k(layer, head, rows));
                         let k = KvRows::new(layout.ty, d, k);
                         self.ops.kv_scores_group(queries, k, scale, &mut scores[to.start..], seen);
                     }
@@ -350,7 +369,7 @@ impl Step<'_> {
                     }
                     out.fill(0.0);
                     for (page, rows, at) in pages() {
-                        let v = self.kv.pages()[page].read(layout.v(layer, head, rows));
+                        let v = kv.pages()[page].data.read(layout.v(layer, head, rows));
                         let v = KvRows::new(layout.ty, d, v);
                         self.ops.kv_weighted_sum_group(&scores[at.start..], seen, v, out);
                     }

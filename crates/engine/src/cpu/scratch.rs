@@ -4,6 +4,7 @@ use super::shared::{OutOfMemory, SharedBuf};
 use crate::model::Architecture;
 use crate::model::op::{MatrixId, Op, RopeTable, Slot};
 use nexaquant_kernels::{BoundKernel, Grain, Layout, Line};
+use std::ops::Range;
 
 /// One slot's buffer.
 #[derive(Debug)]
@@ -24,8 +25,9 @@ pub(crate) struct Scratch {
     pub scores_each: usize,
     /// By rope table: cos then sin of each token's angles.
     pub angles: Vec<SharedBuf<f32>>,
-    /// Tokens a step may have.
+    /// Tokens a step may have, and of those with logits.
     pub batch: usize,
+    pub outputs: usize,
     /// Records per region of `acts`.
     pub rows: usize,
     threads: usize,
@@ -81,6 +83,7 @@ pub(crate) struct Sizes {
     /// Values of each rope table's angles.
     angles: Vec<usize>,
     batch: usize,
+    outputs: usize,
     threads: usize,
     /// Query heads that share a key.
     group: usize,
@@ -114,6 +117,7 @@ impl Sizes {
             lines: act_lines(arch, kernel),
             angles: ropes.iter().map(|r| 2 * r.frequencies.len() * batch).collect(),
             batch,
+            outputs,
             threads,
             group: h.layers.iter().map(|l| h.heads / l.kv_heads).max().unwrap_or(1),
             positions: 0,
@@ -166,6 +170,7 @@ impl Scratch {
             scores_each: 0,
             angles: sizes.angles.iter().map(|&n| SharedBuf::new(n)).collect::<Result<_, _>>()?,
             batch: sizes.batch,
+            outputs: sizes.outputs,
             rows: sizes.rows(),
             threads: sizes.threads,
             group: sizes.group,
@@ -212,6 +217,12 @@ impl Scratch {
         &self.slots[slot as usize]
     }
 
+    /// A row of a slot, between two steps.
+    pub(crate) fn row(&mut self, slot: Slot, row: usize) -> &mut [f32] {
+        let Buffer { width, data } = &mut self.slots[slot as usize];
+        &mut data.as_mut()[row * *width..(row + 1) * *width]
+    }
+
     /// Bytes held.
     pub(crate) fn bytes(&self) -> usize {
         let slots: usize = self.slots.iter().map(|b| b.data.bytes()).sum();
@@ -219,14 +230,15 @@ impl Scratch {
         slots + angles + self.acts.bytes() + self.scores.bytes()
     }
 
-    /// cos and sin of every token's angles, for tokens at `pos0..`.
-    pub(crate) fn set_angles(&mut self, ropes: &[RopeTable], pos0: usize, tokens: usize) {
+    /// cos and sin of the angles of tokens `which`, the first of which is at position `pos`.
+    pub(crate) fn set_angles(&mut self, ropes: &[RopeTable], which: Range<usize>, pos: usize) {
         for (rope, angles) in ropes.iter().zip(&mut self.angles) {
             let pairs = rope.frequencies.len();
-            for (t, row) in angles.as_mut().chunks_exact_mut((2 * pairs).max(1)).take(tokens).enumerate() {
+            let rows = angles.as_mut().chunks_exact_mut((2 * pairs).max(1)).skip(which.start);
+            for (t, row) in rows.take(which.len()).enumerate() {
                 let (cos, sin) = row.split_at_mut(pairs);
                 for ((c, s), f) in cos.iter_mut().zip(sin).zip(&rope.frequencies) {
-                    let (sine, cosine) = ((pos0 + t) as f64 * f).sin_cos();
+                    let (sine, cosine) = ((pos + t) as f64 * f).sin_cos();
                     (*c, *s) = ((cosine * rope.magnitude) as f32, (sine * rope.magnitude) as f32);
                 }
             }

@@ -17,8 +17,14 @@ fn requests(rows: &[Row]) -> Vec<Request> {
             model,
             waited: Duration::from_secs(waited),
             passes,
+            together: 1,
         })
         .collect()
+}
+
+/// The same of models whose requests go together.
+fn together(rows: &[Row], together: u32) -> Vec<Request> {
+    requests(rows).into_iter().map(|request| Request { together, ..request }).collect()
 }
 
 fn running(turn: Option<(u32, u32)>) -> Option<Running> {
@@ -75,7 +81,8 @@ fn the_next_pass() {
         for _ in 0..2 {
             let view = View { requests: &requests, running: running(*turn) };
             let got = next(&view, &LIMITS);
-            assert_eq!(got.map(|choice| (choice.request, choice.begins)), *want, "{name}");
+            assert_eq!(got.as_ref().map(|choice| (choice.requests[0], choice.begins)), *want, "{name}");
+            assert!(got.as_ref().is_none_or(|choice| choice.requests.len() == 1), "{name}");
             let of = |id| rows.iter().find(|row| row.0 == id).unwrap().1;
             assert_eq!(got.map(|choice| choice.model), want.map(|(id, _)| of(id)), "{name}");
             // The order in which they are listed decides nothing.
@@ -99,6 +106,47 @@ fn late_ones_wait_for_the_least_passes_of_a_turn() {
     ] {
         let view = View { requests: &requests, running: running(Some((1, 4))) };
         assert_eq!(next(&view, &limits).unwrap().model, 2);
+    }
+}
+
+#[test]
+fn requests_of_one_model_go_together() {
+    let rows = [(1, 1, 3, 5), (2, 2, 9, 5), (3, 1, 9, 5), (4, 1, 0, 5), (5, 1, 3, 5)];
+    let chosen = |running, requests: &[Request]| next(&View { requests, running }, &LIMITS).unwrap();
+    for (most, want) in [(0, &[3][..]), (1, &[3]), (2, &[3, 1]), (3, &[3, 1, 5]), (9, &[3, 1, 5, 4])] {
+        let mut requests = together(&rows, most);
+        let choice = chosen(running(Some((1, 1))), &requests);
+        assert_eq!((&choice.requests[..], choice.model, choice.begins), (want, 1, false), "{most}");
+        requests.reverse();
+        assert_eq!(chosen(running(Some((1, 1))), &requests), choice, "the order in which they are listed");
+        // Another model's turn is its own.
+        assert_eq!(chosen(running(Some((1, 4))), &requests).requests, [2]);
+    }
+    // Who cannot share a pass keeps others from it, too.
+    let mut mixed = together(&rows, 9);
+    mixed[4].together = 2;
+    assert_eq!(chosen(running(Some((1, 1))), &mixed).requests, [3, 1]);
+    mixed[1].together = 1;
+    assert_eq!(chosen(running(Some((1, 1))), &mixed).requests, [3, 1], "another model's limit");
+}
+
+#[test]
+fn rows_of_a_pass() {
+    // Wanted; rows; what each gets.
+    let cases: &[(&[usize], usize, &[usize])] = &[
+        (&[], 8, &[]),
+        (&[1, 1, 1], 8, &[1, 1, 1]),
+        (&[1, 1, 1], 2, &[1, 1, 0]),
+        (&[100], 8, &[8]),
+        (&[3], 8, &[3]),
+        (&[100, 1, 1], 8, &[6, 1, 1]),
+        (&[1, 100, 50, 1], 8, &[1, 5, 1, 1]),
+        (&[1, 3, 50, 1], 8, &[1, 3, 3, 1]),
+        (&[100, 100], 1, &[1, 0]),
+        (&[2, 2, 2], 3, &[1, 1, 1]),
+    ];
+    for (wanted, most, want) in cases {
+        assert_eq!(share(wanted, *most), *want, "{wanted:?} in {most}");
     }
 }
 
@@ -138,6 +186,9 @@ fn the_turns_to_come() {
         let view = View { requests: &requests, running: running(*turn) };
         assert_eq!(turns(&view, &LIMITS), *want, "{name}");
     }
+    // Those that go together need no more passes than the one that needs most.
+    let pairs = together(&[(1, 1, 9, 1), (2, 2, 3, 3), (3, 1, 0, 2), (4, 2, 1, 6)], 2);
+    assert_eq!(turns(&View { requests: &pairs, running: None }, &LIMITS), [(1, 2), (2, 6)]);
     let many: Vec<Row> = (0..1000).map(|id| (id, id as u32, 1, 9)).collect();
     let list = turns(&View { requests: &requests(&many), running: None }, &LIMITS);
     assert!(list.len() == MOST_TURNS && list.iter().zip(0..).all(|(turn, model)| *turn == (model, 4)));
@@ -156,14 +207,16 @@ impl Play {
     fn pass(&mut self) -> Option<Choice> {
         let choice = next(&View { requests: &self.requests, running: self.running }, &self.limits)?;
         self.running = Some(choice.running(self.running));
+        let served = choice.requests.len() as u32;
         for request in &mut self.requests {
-            request.waited += self.pass;
-            if request.id == choice.request {
-                request.waited = Duration::ZERO;
+            request.waited += self.pass * served;
+            // In the order in which they were served.
+            if let Some(place) = (1..).zip(&choice.requests).find(|(_, id)| **id == request.id) {
+                request.waited = self.pass * (served - place.0);
                 request.passes = request.passes.max(1) - 1;
             }
         }
-        self.requests.retain(|r| r.passes > 0 || r.id != choice.request);
+        self.requests.retain(|r| r.passes > 0 || !choice.requests.contains(&r.id));
         Some(choice)
     }
 }
@@ -183,14 +236,18 @@ proptest! {
         requests in prop_oneof![some_requests(20), some_requests(2000)],
         running in proptest::option::of((0..6u32, 0..9u32)),
         (turn_passes, least_passes, half_seconds) in (0..7u32, 0..4u32, 1..20u64),
+        together in vec(0..6u32, 5),
     ) {
+        let requests: Vec<Request> = requests
+            .into_iter()
+            .map(|request| Request { together: together[request.model as usize], ..request })
+            .collect();
         // No wait crosses the limit while nanoseconds pass.
         let max_wait = Duration::from_millis(half_seconds * 1000 - 500);
         let limits = Limits { turn_passes, max_wait, least_passes };
         let running = running.map(|(model, passes)| Running { model, passes });
         let foretold = turns(&View { requests: &requests, running }, &limits);
-        let total: u64 = requests.iter().map(|r| u64::from(r.passes.max(1))).sum();
-        let mut play = Play { requests, running, limits, pass: Duration::from_nanos(1) };
+        let mut play = Play { requests: requests.clone(), running, limits, pass: Duration::from_nanos(1) };
         let mut real: Vec<(u32, u32)> = Vec::new();
         while let Some(choice) = play.pass() {
             match real.last_mut() {
@@ -198,7 +255,7 @@ proptest! {
                 _ => real.push((choice.model, 1)),
             }
         }
-        prop_assert_eq!(real.iter().map(|turn| u64::from(turn.1)).sum::<u64>(), total);
+        prop_assert!(play.requests.is_empty());
         prop_assert!(foretold.len() <= MOST_TURNS);
         prop_assert_eq!(&foretold[..], &real[..foretold.len()]);
         prop_assert_eq!(foretold.len(), real.len().min(MOST_TURNS));
@@ -249,14 +306,14 @@ fn simulate(mut arrivals: Vec<(u64, u32, u32)>, beside: usize, limits: Limits) -
             let room = play.requests.iter().filter(|r| r.model == model).count() < beside;
             let comes = at <= now && room;
             if comes {
-                play.requests.push(Request { id, model, waited: Duration::ZERO, passes });
+                play.requests.push(Request { id, model, waited: Duration::ZERO, passes, together: 1 });
             }
             !comes
         });
         let waits = play.requests.iter().map(|r| r.waited);
         longest = waits.max().unwrap_or_default().max(longest);
         match play.pass() {
-            Some(choice) => *owed.get_mut(&choice.request).unwrap() -= 1,
+            Some(choice) => *owed.get_mut(&choice.requests[0]).unwrap() -= 1,
             None if outside.is_empty() => break,
             None => {}
         }

@@ -4,13 +4,18 @@
 //! session holds, computes the next chunk of what is missing and, if nothing is missing then, samples. So the first
 //! steps read the prompt, each later one evaluates one token, and a session that lost its cache between two steps is
 //! brought back by the same rule. Logits never outlive the step that computed them.
+//!
+//! [`Answer::step`] makes the pass itself. Where answers share one, whoever makes it asks each for its chunk and tells it what
+//! came of that.
 
 use super::{Finish, GenerateError, GenerateOptions, Generation, Stats};
+use crate::loader::Model;
 use crate::sampler::{Constraint, LogProbs, Sampler, StopMatcher, log_probs};
 use crate::session::{EvalError, Session};
 use crate::threads::Pool;
 use crate::tokenizer::StreamDecoder;
-use std::time::Instant;
+use std::ops::Range;
+use std::time::{Duration, Instant};
 
 /// One answer in the making: the prompt in chunks, then token by token. Owns no session; each step is given the one it
 /// was made for.
@@ -64,21 +69,20 @@ struct Pooled {
 }
 
 impl Pooled {
-    /// Takes the tokens `from..from + n` of the prompt, which the session has just computed. A session that lost its cache
-    /// starts over.
-    fn take(&mut self, session: &mut Session, from: usize, n: usize) {
-        if from == 0 {
+    /// Takes a chunk of the prompt, which the session has just computed. A session that lost its cache starts over.
+    fn take(&mut self, chunk: &Range<usize>, mut hidden: impl FnMut(usize) -> Vec<f32>) {
+        if chunk.start == 0 {
             (self.sum, self.tokens) = (Vec::new(), 0);
         }
-        for row in 0..n {
-            let hidden = session.hidden(row);
+        for row in 0..chunk.len() {
+            let hidden = hidden(row);
             if self.sum.is_empty() || self.how == Pooling::Last {
                 self.sum = hidden.into_iter().map(f64::from).collect();
             } else {
                 self.sum.iter_mut().zip(hidden).for_each(|(sum, x)| *sum += f64::from(x));
             }
         }
-        self.tokens += n;
+        self.tokens += chunk.len();
     }
 
     /// Of length 1.
@@ -113,12 +117,12 @@ pub enum Progress {
     Done(Finish, String),
 }
 
-/// What a pass brought.
-enum Passed {
+/// What a pass brought an answer.
+pub(crate) enum Output<'a> {
     /// More of the prompt is to come.
-    Chunk,
-    /// Logits to sample from, in the session.
-    Logits,
+    None,
+    /// Logits to sample from, which sampling changes.
+    Logits(&'a mut [f32]),
     /// The likeliest token, found on a device.
     Token(u32),
 }
@@ -182,31 +186,105 @@ impl Answer {
         if let Some(finish) = self.end {
             return Ok(self.done(finish));
         }
-        let first = self.sequence.len() == self.prompt;
-        let start = Instant::now();
-        let passed = self.pass(session, pool)?;
-        if first {
-            self.stats.prompt_time += start.elapsed();
-        } else {
-            self.stats.generate_time += start.elapsed();
-            self.stats.steps += 1;
+        let (start, model) = (Instant::now(), session.model().clone());
+        let chunk = self.chunk(session, session.batch());
+        let (tokens, last) = (self.tokens(&chunk), self.is_last(&chunk));
+        // Where nothing needs the logits, a device may find the token itself.
+        let greedy =
+            self.sampler.takes_the_largest() && self.log_probs.is_none() && self.constraint.is_none();
+        let best = if last && greedy { session.eval_best(tokens)? } else { None };
+        match best {
+            Some(_) => {}
+            None if last => drop(session.eval(pool, tokens)?),
+            None => session.extend(pool, tokens)?,
         }
-        if matches!(passed, Passed::Chunk) {
+        self.computed(&chunk, start.elapsed(), |row| session.hidden(row));
+        let output = match best {
+            Some(token) => Output::Token(token),
+            None if last => Output::Logits(session.logits(0)),
+            None => Output::None,
+        };
+        self.advance(&model, output)
+    }
+
+    /// How many tokens the session must compute before the next one can be sampled; at least the last one of the sequence,
+    /// even if the session has it, for its logits.
+    pub(crate) fn missing(&self, session: &Session) -> usize {
+        let total = self.sequence.len();
+        total - shared(session, &self.sequence).min(total - 1)
+    }
+
+    /// What the session must compute next, at most `most` tokens of it. What it holds beyond that is forgotten.
+    pub(crate) fn chunk(&mut self, session: &mut Session, most: usize) -> Range<usize> {
+        let total = self.sequence.len();
+        let kept = total - self.missing(session);
+        if session.tokens().len() > kept {
+            session.truncate(kept);
+        }
+        let kept = session.tokens().len();
+        self.computed = kept;
+        kept..total.min(kept + most.max(1))
+    }
+
+    /// The beginning of the sequence that may come from elsewhere: nothing where every token's hidden state is wanted.
+    pub(crate) fn beginning(&self) -> &[u32] {
+        if self.pooled.is_some() { &[] } else { &self.sequence[..self.sequence.len() - 1] }
+    }
+
+    /// The tokens of a chunk.
+    pub(crate) fn tokens(&self, chunk: &Range<usize>) -> &[u32] {
+        &self.sequence[chunk.clone()]
+    }
+
+    /// Whether a token is sampled from what comes of the chunk.
+    pub(crate) fn is_last(&self, chunk: &Range<usize>) -> bool {
+        chunk.end == self.sequence.len()
+    }
+
+    /// Notes that the session has computed a chunk, in a pass that took so long. `hidden` knows what became of each of
+    /// its tokens.
+    pub(crate) fn computed(
+        &mut self,
+        chunk: &Range<usize>,
+        took: Duration,
+        hidden: impl FnMut(usize) -> Vec<f32>,
+    ) {
+        self.computed = chunk.end;
+        if self.sampled() > 0 {
+            self.stats.generate_time += took;
+            self.stats.steps += 1;
+            return;
+        }
+        self.stats.prompt_time += took;
+        if self.stats.prompt_tokens == 0 {
+            self.stats.cached_tokens = chunk.start;
+        }
+        self.stats.prompt_tokens += chunk.len();
+        if let Some(pooled) = &mut self.pooled {
+            pooled.take(chunk, hidden);
+        }
+    }
+
+    /// Goes on with what a chunk that was computed has brought.
+    pub(crate) fn advance(&mut self, model: &Model, output: Output<'_>) -> Result<Progress, GenerateError> {
+        if matches!(output, Output::None) {
             return Ok(Progress::Prompt { done: self.computed, total: self.sequence.len() });
         }
         if self.limit == 0 {
             return Ok(self.done(Finish::Length));
         }
         let start = Instant::now();
-        let logits = match passed {
-            Passed::Logits => session.logits(0),
-            Passed::Token(token) => {
-                let progress = self.take(token, session);
-                self.stats.generate_time += start.elapsed();
-                return Ok(progress);
-            }
-            Passed::Chunk => unreachable!("returned above"),
+        let token = match output {
+            Output::Logits(logits) => self.sample(logits)?,
+            Output::Token(token) => token,
+            Output::None => unreachable!("returned above"),
         };
+        let progress = self.take(token, model);
+        self.stats.generate_time += start.elapsed();
+        Ok(progress)
+    }
+
+    fn sample(&mut self, logits: &mut [f32]) -> Result<u32, GenerateError> {
         let raw = self.log_probs.map(|top| (top, logits.to_vec()));
         if let Some(constraint) = &mut self.constraint {
             constraint.forbid(logits)?;
@@ -218,9 +296,7 @@ impl Answer {
         if let Some((top, raw)) = raw {
             self.scored = Some(Scored { token, log_probs: log_probs(&raw, token, top)? });
         }
-        let progress = self.take(token, session);
-        self.stats.generate_time += start.elapsed();
-        Ok(progress)
+        Ok(token)
     }
 
     /// How probable the last token was, if [`GenerateOptions::log_probs`] asked for it; once for each token.
@@ -260,48 +336,9 @@ impl Answer {
         u32::try_from(missing.div_ceil(batch.max(1)).saturating_add(later)).unwrap_or(u32::MAX)
     }
 
-    /// Computes the next chunk of what the session lacks; logits, or the likeliest token, if it lacks nothing then.
-    fn pass(&mut self, session: &mut Session, pool: &mut Pool) -> Result<Passed, EvalError> {
-        let total = self.sequence.len();
-        // The last token is computed even if the session has it, for its logits.
-        let kept = shared(session, &self.sequence).min(total - 1);
-        if session.tokens().len() > kept {
-            session.truncate(kept);
-        }
-        self.computed = kept;
-        let end = total.min(kept + session.batch());
-        let chunk = &self.sequence[kept..end];
-        // Where nothing needs the logits, a device may find the token itself.
-        let greedy =
-            self.sampler.takes_the_largest() && self.log_probs.is_none() && self.constraint.is_none();
-        let best = if end == total && greedy { session.eval_best(chunk)? } else { None };
-        let passed = match best {
-            Some(token) => Passed::Token(token),
-            None if end < total => {
-                session.extend(pool, chunk)?;
-                Passed::Chunk
-            }
-            None => {
-                session.eval(pool, chunk)?;
-                Passed::Logits
-            }
-        };
-        if let Some(pooled) = self.pooled.as_mut().filter(|_| total == self.prompt) {
-            pooled.take(session, kept, end - kept);
-        }
-        self.computed = end;
-        if total == self.prompt {
-            if self.stats.prompt_tokens == 0 {
-                self.stats.cached_tokens = kept;
-            }
-            self.stats.prompt_tokens += end - kept;
-        }
-        Ok(passed)
-    }
-
     /// Makes a sampled token part of the answer.
-    fn take(&mut self, token: u32, session: &Session) -> Progress {
-        let tokenizer = session.model().tokenizer();
+    fn take(&mut self, token: u32, model: &Model) -> Progress {
+        let tokenizer = model.tokenizer();
         self.sampler.accept(token);
         self.sequence.push(token);
         if !self.ignore_end && tokenizer.end_of_turn().contains(&token) {
@@ -316,7 +353,7 @@ impl Answer {
             Some(Finish::EndOfTurn)
         } else if self.sequence.len() - self.prompt >= self.limit {
             Some(Finish::Length)
-        } else if session.free() == 0 {
+        } else if self.sequence.len() > self.context {
             Some(Finish::ContextFull)
         } else {
             None

@@ -9,6 +9,8 @@ mod stats;
 pub use answer::{Answer, Pooling, Progress, Scored};
 pub use stats::Stats;
 
+pub(crate) use answer::Output;
+
 use crate::sampler::{Constraint, SamplingError, SamplingParams};
 use crate::session::{EvalError, Session};
 use crate::threads::Pool;

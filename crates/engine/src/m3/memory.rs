@@ -489,6 +489,17 @@ impl Memory {
         Ok(charge)
     }
 
+    /// Bytes that would have to be evicted to have all of a model in memory, and `more` bytes of other things.
+    pub(crate) fn lacks(&self, placed: &Placed, more: u64) -> u64 {
+        let mut core = self.lock();
+        core.pool.settle();
+        let missing = core.pool.table().model(placed.resident.id).map_or(Bytes::ZERO, |model| {
+            let parts = (0..model.len()).filter(|&index| model.state(index) != State::Loading);
+            parts.map(|index| model.bytes(index).saturating_sub(model.kept(index))).sum()
+        });
+        (missing.0 + more).saturating_sub(core.pool.books().free().0)
+    }
+
     // ---- parts ----
 
     pub(super) fn acquire(&self, resident: &Resident, index: u32) -> Result<Lease<Image>, MemoryError> {

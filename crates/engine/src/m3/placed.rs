@@ -119,6 +119,11 @@ impl Tenancy {
         self.0.memory.pay(class, bytes).map_err(|error| error.of(self.0.resident.model.name()))
     }
 
+    /// What the memory may hold.
+    pub(crate) fn budget(&self) -> u64 {
+        self.0.memory.budget()
+    }
+
     /// Reads the embedding rows of `tokens`, one behind another: the table itself is never in memory.
     pub(crate) fn gather(&self, tokens: &[u32], rows: &mut Vec<u8>) -> Result<(), MemoryError> {
         let resident = &*self.0.resident;

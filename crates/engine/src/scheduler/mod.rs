@@ -2,14 +2,23 @@
 //!
 //! The thread owns every session and the workers, so nothing here is locked but the memory, and that for one decision at
 //! a time. Between two forward passes it takes in new requests, drops those nobody waits for, asks
-//! [`decide`](crate::decide) who is next, and makes one pass for that one (`run.rs`). Models come and go through the
-//! [`Engine`] handle meanwhile.
+//! [`decide`](crate::decide) who is next (`run.rs`), and makes one pass for those: requests of one model share passes, the
+//! prompts of some and the next tokens of others together (`pass.rs`). So a request joins at the next pass and leaves when
+//! it is over, and what it gets is to the last bit what it would get alone. Models come and go through the [`Engine`] handle
+//! meanwhile.
 //!
-//! A request that does not run keeps its keys and values and gives back everything else; when it runs again it goes on
-//! where it was. If the keys and values of all of them do not fit the budget together, the request that came last gives
+//! Each request has keys and values of its own; everything else a pass needs belongs to the model, and is given back while
+//! another model runs. What full pages a request has computed stay when it is over, for requests that begin alike, and are
+//! the first thing given up (`cache.rs`). A pass is as large as its buffers may be (`session/shared.rs`); where they do not fit, it serves
+//! fewer requests. If the keys and values of all of them do not fit the budget together, the request that came last gives
 //! its own up and waits until another one is over; then they are computed again. Nobody fails who would fit alone.
 
+mod cache;
+mod job;
+mod pass;
 mod run;
+#[cfg(test)]
+mod tests;
 
 use crate::decide::Limits;
 use crate::generate::{GenerateError, GenerateOptions, Generation, Scored};
@@ -120,7 +129,7 @@ pub struct Outcome {
     pub service: Service,
 }
 
-/// What a request took, measured. Passes of other requests are not in it.
+/// What a request took, measured. A pass that it shares counts in full; those that it has no part in are not in it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Service {
     /// From its arrival to its first pass.
@@ -204,6 +213,16 @@ impl Home {
             Home::Mapped(_) => None,
         }
     }
+
+    /// Whether the model is still there.
+    fn has(&self, seat: &Seat) -> bool {
+        match (self, seat) {
+            (Home::Mapped(models), Seat::Mapped(model)) => {
+                models.lock().unwrap_or_else(PoisonError::into_inner).values().any(|m| m.same(model))
+            }
+            _ => true,
+        }
+    }
 }
 
 /// A model's place.
@@ -219,6 +238,13 @@ impl Seat {
             (Seat::Placed(a), Seat::Placed(b)) => a.is(b),
             (Seat::Mapped(a), Seat::Mapped(b)) => a.same(b),
             _ => false,
+        }
+    }
+
+    fn placed(&self) -> Option<&Placed> {
+        match self {
+            Seat::Placed(placed) => Some(placed),
+            Seat::Mapped(_) => None,
         }
     }
 
@@ -256,6 +282,8 @@ enum Command {
     SetBudget(u64, Sender<Result<(), MemoryError>>),
     /// The same.
     Unload(String, Sender<Result<(), MemoryError>>),
+    /// Gives up keys and values that are kept of requests that are over: those of one model, or all.
+    Forget(Option<Seat>, Sender<()>),
 }
 
 /// A handle to the thread that serves requests. Dropping it ends the thread after the pass at hand.
@@ -305,7 +333,11 @@ impl Engine {
     /// Makes a model known under a name, at any time.
     pub fn add(&self, name: &str, model: &Model) -> Result<(), MemoryError> {
         match &*self.home {
-            Home::Memory(memory) => memory.add(name, model).map(|_| ()),
+            Home::Memory(memory) => {
+                // What is only kept in case it is of use takes no room from a model.
+                self.forget(None);
+                memory.add(name, model).map(|_| ())
+            }
             Home::Mapped(models) => match Self::mapped(models).entry(name.to_owned()) {
                 std::collections::btree_map::Entry::Vacant(entry) => {
                     entry.insert(model.clone());
@@ -321,12 +353,23 @@ impl Engine {
     /// Forgets a name. In a memory with a budget that is refused while requests use the model's last name; without one
     /// they end with the copy they have.
     pub fn remove(&self, name: &str) -> Result<(), MemoryError> {
+        let seat = self.seat(name)?;
         match &*self.home {
-            Home::Memory(memory) => memory.remove(name),
+            Home::Memory(memory) => memory.remove(name)?,
             Home::Mapped(models) => {
                 let mut models = Self::mapped(models);
-                models.remove(name).map(|_| ()).ok_or_else(|| MemoryError::unknown(name, models.keys()))
+                models.remove(name).ok_or_else(|| MemoryError::unknown(name, models.keys()))?;
             }
+        }
+        self.forget(Some(seat));
+        Ok(())
+    }
+
+    /// Waits until what is kept of requests that are over is given up, of one model or all.
+    fn forget(&self, seat: Option<Seat>) {
+        let (reply, done) = channel();
+        if self.send(Command::Forget(seat, reply)).is_ok() {
+            let _ = done.recv();
         }
     }
 

@@ -5,9 +5,9 @@
 //! enters the result as `acc = fma(sum as f32, scale, acc)`. A row has one run in files of models trained
 //! ternary, and may have one a block. At the end the column's scale and the tensor's are multiplied in.
 //!
-//! Three bodies share that result. One column: a row is one pass over its bytes that hopes for a single run, and goes
-//! again by runs where it was wrong. A few columns: by runs, a row's codes unpacked once for all of them. Many, and
-//! registers enough: a tile of rows is unpacked for all columns ([`super::tile`]).
+//! Three bodies share that result. Up to three columns, each by itself: a row is one pass over its bytes that hopes for a
+//! single run, and goes again by runs where it was wrong. More columns, and registers enough: a tile of rows is unpacked
+//! for all of them ([`super::tile`]). Else by runs, a row's codes unpacked once for some columns.
 //!
 //! **Float activations: additions and subtractions only.** f32 values are added to or subtracted from 32 f64
 //! lanes (lane e % 32 takes element e), so nothing is lost to cancellation; one multiplication per run applies
@@ -117,7 +117,7 @@ pub(super) unsafe fn two_bit_row<T: Ternary, S: Bytes, const HIGH_FIRST: bool>(
 
 /// Whether all blocks of a row have the scale bits of the first.
 #[inline(always)]
-pub(super) fn is_one_run<T: Ternary>(row: &[u8]) -> bool {
+fn is_one_run<T: Ternary>(row: &[u8]) -> bool {
     let first = T::scale_bits(&row[..T::BYTES]);
     row.chunks_exact(T::BYTES).fold(0, |differ, block| differ | (T::scale_bits(block) ^ first)) == 0
 }
@@ -210,26 +210,26 @@ unsafe fn run_sums<T: Ternary, S: Bytes, const N: usize>(
     }
 }
 
-/// One column times all rows of the call.
+/// Column `c` times all rows of the call.
 #[inline(always)]
-unsafe fn one_column<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) {
+unsafe fn one_column<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>, c: usize) {
     let n = row_bytes::<T>(call.cols);
     // SAFETY: the caller's promises, passed on.
     unsafe {
         // A length that the compiler knows makes rows of a single step much shorter.
-        if n == T::STEP { by_four::<T, S>(call, T::STEP) } else { by_four::<T, S>(call, n) }
+        if n == T::STEP { by_four::<T, S>(call, c, T::STEP) } else { by_four::<T, S>(call, c, n) }
     }
 }
 
-/// One column times all rows of the call, `n` bytes each, four at a time.
+/// Column `c` times all rows of the call, `n` bytes each, four at a time.
 #[inline(always)]
-unsafe fn by_four<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>, n: usize) {
+unsafe fn by_four<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>, c: usize, n: usize) {
     let Acts::I8(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
-    let x = Column::of(&acts, 0);
+    let x = Column::of(&acts, c);
     assert!(x.q.len() >= call.cols.next_multiple_of(256), "activation length");
     let scale = x.scales[0] * call.scale;
     let mut groups = call.weights.chunks_exact(4 * n);
-    let (whole, rest) = call.out.column(0).as_chunks_mut::<4>();
+    let (whole, rest) = call.out.column(c).as_chunks_mut::<4>();
     // SAFETY: `S` is enabled by the caller; a row is whole blocks, and the column covers it, just checked.
     unsafe {
         let single = |row: &[u8]| T::simd::<S, 1>(row, call.scale, &[x])[0];
@@ -260,8 +260,9 @@ pub(super) unsafe fn ternary_rows<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>)
     // SAFETY: the caller's promises, passed on.
     unsafe {
         match call.acts.n() {
-            1 => one_column::<T, S>(call),
             n if n >= tile::COLUMNS && S::REGISTERS == 32 && tile::multiply::<T, S>(call) => {}
+            // Each column for itself is faster than rows that are unpacked once for two or three.
+            n if n < 4 => (0..n).for_each(|c| one_column::<T, S>(call, c)),
             _ => int8_rows::<T, S>(call),
         }
     }

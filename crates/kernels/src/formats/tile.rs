@@ -8,13 +8,14 @@
 //! The result has the bits that [`super::ternary`] defines, for rows of one run.
 
 use super::row_bytes;
-use super::ternary::{Ternary, is_one_run};
+use super::ternary::Ternary;
 use crate::acts::{Acts, Line};
 use crate::format::Call;
 use crate::simd::Bytes;
+use std::mem::MaybeUninit;
 
 /// Columns from which on a tile pays.
-pub(super) const COLUMNS: usize = 12;
+pub(super) const COLUMNS: usize = 4;
 /// Rows of a tile.
 const ROWS: usize = 32;
 /// Tiles that some columns pass over while they are in the innermost cache.
@@ -22,8 +23,9 @@ const TILES: usize = 2;
 /// Steps of a stretch: its codes are 32 KiB, which stay in the inner caches.
 const STEPS: usize = 4;
 
-/// Codes of a stretch: for each four weights two vectors of 16 rows.
-type Codes = [[Line; 2]; STEPS * 64];
+/// Codes of a stretch: for each four weights two vectors of 16 rows. They are not cleared before they are written: a model
+/// with narrow rows has few of them in a call, and clearing took a quarter of its time.
+type Codes = [MaybeUninit<[Line; 2]>; STEPS * 64];
 
 /// The call's rows times all its columns, or false (and nothing done) where a row has more than one run.
 ///
@@ -33,10 +35,15 @@ type Codes = [[Line; 2]; STEPS * 64];
 #[inline(always)]
 pub(super) unsafe fn multiply<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) -> bool {
     let n = row_bytes::<T>(call.cols);
-    if !call.weights.chunks_exact(n).all(is_one_run::<T>) {
+    // Block by block up to the first that differs: vectors of scales would have to be gathered, a sixth of the time.
+    let same = |row: &[u8]| {
+        let first = T::scale_bits(&row[..T::BYTES]);
+        row.chunks_exact(T::BYTES).all(|block| T::scale_bits(block) == first)
+    };
+    if !call.weights.chunks_exact(n).all(same) {
         return false;
     }
-    let mut codes: [Codes; TILES] = [[[Line([0; 64]); 2]; STEPS * 64]; TILES];
+    let mut codes: [Codes; TILES] = [const { [const { MaybeUninit::uninit() }; STEPS * 64] }; TILES];
     let steps = n.div_ceil(T::STEP);
     let rows = call.out.rows();
     for first in (0..rows).step_by(TILES * ROWS) {
@@ -50,6 +57,7 @@ pub(super) unsafe fn multiply<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) -> 
                     let count = ROWS.min(rows - first);
                     let tile = &call.weights[first * n..(first + count) * n];
                     let codes = codes.next().map_or(&mut [][..], |codes| &mut codes[..these * 64]);
+                    let mut unpacked = &[][..];
                     let mut d = [0f32; ROWS];
                     // SAFETY: `S` is enabled by the caller; a tile is whole rows.
                     unsafe {
@@ -57,10 +65,10 @@ pub(super) unsafe fn multiply<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) -> 
                             *d = S::f16_to_f32(T::scale_bits(&row[..T::BYTES]));
                         }
                         if count > 0 {
-                            unpack::<T, S>(tile, n, from, these, codes);
+                            unpacked = unpack::<T, S>(tile, n, from, these, codes);
                         }
                     }
-                    Part { codes, from, first, count, d }
+                    Part { codes: unpacked, from, first, count, d }
                 })
             };
             // SAFETY: `S` is enabled by the caller.
@@ -70,36 +78,40 @@ pub(super) unsafe fn multiply<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) -> 
     true
 }
 
-/// Codes of some steps of a tile's rows. Rows that a tile lacks repeat its last one; nobody reads their sums.
+/// Codes of some steps of a tile's rows, 64 pairs a step in `codes`. Rows that a tile lacks repeat its last one; nobody reads their sums.
 #[inline(always)]
-unsafe fn unpack<T: Ternary, S: Bytes>(
+unsafe fn unpack<'c, T: Ternary, S: Bytes>(
     tile: &[u8],
     n: usize,
     from: usize,
     steps: usize,
-    codes: &mut [[Line; 2]],
-) {
+    codes: &'c mut [MaybeUninit<[Line; 2]>],
+) -> &'c [[Line; 2]] {
     let count = tile.len() / n;
-    let mut planes = [[Line([0; 64]); 16]; 4];
+    let codes = &mut codes[..steps * 64];
+    let mut planes = [const { MaybeUninit::<[Line; 16]>::uninit() }; 4];
     for step in 0..steps {
         let bytes = (from + step) * T::STEP..((from + step + 1) * T::STEP).min(n);
         for half in 0..2 {
             for i in 0..16 {
                 let row = &tile[(16 * half + i).min(count - 1) * n..][..n];
-                // SAFETY: `S` is enabled by the caller; these are a step of a row; a line has 64 bytes.
+                // SAFETY: `S` is enabled by the caller; these are a step of a row; i < 16, and a line has 64 bytes.
                 unsafe {
                     for (l, v) in T::planes::<S>(&row[bytes.clone()]).into_iter().enumerate() {
-                        S::store_v(planes[l][i].0.as_mut_ptr(), v);
+                        S::store_v(planes[l].as_mut_ptr().cast::<u8>().add(64 * i), v);
                     }
                 }
             }
             for (l, plane) in planes.iter().enumerate() {
                 let to = &mut codes[step * 64 + l * 16..][..16];
-                // SAFETY: 16 lines to read; 16 pairs of lines, of which each row of the transpose is one line.
+                // SAFETY: 16 lines to read, all written above; 16 pairs of lines, of which each row of the transpose is one
+                // line.
                 unsafe { S::transpose4(plane.as_ptr().cast(), to.as_mut_ptr().cast::<u8>().add(64 * half)) };
             }
         }
     }
+    // SAFETY: each step has written both lines of its 64 pairs.
+    unsafe { std::slice::from_raw_parts(codes.as_ptr().cast(), codes.len()) }
 }
 
 /// A stretch of a tile.
@@ -128,22 +140,23 @@ unsafe fn columns<S: Bytes>(call: &mut Call<'_, '_>, parts: &[Part<'_>], last: b
             }
             c += 12;
         }
-        while c + 4 <= n {
+        while c + 8 <= n {
+            for part in parts {
+                block::<S, 8>(call, part, last, c);
+            }
+            c += 8;
+        }
+        // Fewer would wait for their own sums: the last column is computed as often as columns lack.
+        while c < n {
             for part in parts {
                 block::<S, 4>(call, part, last, c);
             }
             c += 4;
         }
-        while c < n {
-            for part in parts {
-                block::<S, 1>(call, part, last, c);
-            }
-            c += 1;
-        }
     }
 }
 
-/// Columns `first ..` of the call times a part.
+/// Columns `first ..` of the call times a part; the last one again where there are fewer than `C`.
 #[inline(always)]
 unsafe fn block<S: Bytes, const C: usize>(
     call: &mut Call<'_, '_>,
@@ -152,9 +165,10 @@ unsafe fn block<S: Bytes, const C: usize>(
     first: usize,
 ) {
     let Acts::I8(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
+    let column: [usize; C] = std::array::from_fn(|c| (first + c).min(acts.n() - 1));
     let mut q = [std::ptr::null(); C];
     for (c, q) in q.iter_mut().enumerate() {
-        *q = acts.q(first + c)[part.from * 256..][..part.codes.len() * 4].as_ptr();
+        *q = acts.q(column[c])[part.from * 256..][..part.codes.len() * 4].as_ptr();
     }
     // Rows 16 r of the tile: where they are in the result, and how many there are.
     let rows = |r: usize| {
@@ -167,7 +181,7 @@ unsafe fn block<S: Bytes, const C: usize>(
         let mut sums = [[S::zero_v(); 2]; C];
         if part.from > 0 {
             for c in 0..C {
-                let out = call.out.column(first + c);
+                let out = call.out.column(column[c]);
                 for r in 0..2 {
                     let out = &out[rows(r)];
                     sums[c][r] = S::bits_of_f(S::load_n(out.as_ptr(), out.len()));
@@ -176,13 +190,13 @@ unsafe fn block<S: Bytes, const C: usize>(
         }
         sum_up::<S, C>(&mut sums, part.codes, q);
         for c in 0..C {
-            let column = S::splat(acts.scales(first + c)[0] * call.scale);
-            let minus = S::splat_i32(acts.sums(first + c)[0]);
-            let out = call.out.column(first + c);
+            let scale = S::splat(acts.scales(column[c])[0] * call.scale);
+            let minus = S::splat_i32(acts.sums(column[c])[0]);
+            let out = call.out.column(column[c]);
             for r in 0..2 {
                 let y = if last {
                     let sum = S::to_f32(S::sub_i32(sums[c][r], minus));
-                    S::mul(S::fma(sum, S::load(part.d[16 * r..].as_ptr()), S::zero()), column)
+                    S::mul(S::fma(sum, S::load(part.d[16 * r..].as_ptr()), S::zero()), scale)
                 } else {
                     S::bits_to_f(sums[c][r])
                 };

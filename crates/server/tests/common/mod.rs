@@ -102,10 +102,13 @@ impl Running {
         (status, value["error"].take())
     }
 
-    /// What is given out to anything but weights.
+    /// What is given out to anything but weights, and to what is kept for questions that begin alike.
     pub fn held(&self) -> u64 {
         use nexaquant_engine::m3::Class;
-        let books = self.app.engine.memory().unwrap().books();
+        let memory = self.app.engine.memory().unwrap();
+        // A budget that is set again gives up what is only kept.
+        let _ = self.app.engine.set_budget(memory.budget());
+        let books = memory.books();
         books.of(Class::Kv).0 + books.of(Class::Scratch).0
     }
 }
