@@ -13,10 +13,14 @@ use crate::model::op::{MatrixId, Op, Product, Slot, VectorId, View};
 use crate::weights::WeightTable;
 use nexaquant_kernels::{Activation, Grain, KvType, Layout, Pairing};
 
-/// A phase's flag: local memory has room for its input.
+/// Flags of a phase: local memory has room for its input; the input is in the order of planes ([`Stored::has_planes`]).
 const STAGED: u32 = 8;
+pub(super) const PLANES: u32 = 16;
 /// Positions that attention walks over at a time; `SPAN` of `cl/attention.cl`.
 pub(super) const SPAN: usize = 512;
+
+/// Rows of keys or values in local memory, at most.
+const MOST_ROWS: usize = 128;
 
 /// A matrix on the device.
 #[derive(Clone, Debug)]
@@ -69,6 +73,15 @@ pub(super) struct Table {
     pub head: usize,
     /// Bytes of local memory that some phase needs.
     pub local: usize,
+}
+
+/// The number of a cache's type in the kernels.
+pub(super) fn kv_code(ty: KvType) -> u32 {
+    match ty {
+        KvType::F32 => 0,
+        KvType::F16 => 1,
+        KvType::Q8_0 => 2,
+    }
 }
 
 /// Bytes of a quantized input on the device: values, sums of 16, scales and sums of their groups, in the order of the
@@ -250,7 +263,8 @@ impl Compiler<'_> {
         for grain in grains {
             let some: Vec<&Product> = products.iter().filter(|p| of(p).grain == grain).collect();
             for some in some.chunks(3) {
-                let phase = self.input(input, norm, grain);
+                let planes = some.iter().all(|p| of(p).stored.has_planes());
+                let phase = self.input(input, norm, grain, planes);
                 let glu = glu.filter(|_| pair);
                 self.product(phase, some, glu);
             }
@@ -259,10 +273,16 @@ impl Compiler<'_> {
     }
 
     /// The head of a product's phase: its input, quantized by a phase of its own where that must be.
-    fn input(&mut self, input: View, norm: Option<(View, VectorId)>, grain: Option<Grain>) -> Phase {
+    fn input(
+        &mut self,
+        input: View,
+        norm: Option<(View, VectorId)>,
+        grain: Option<Grain>,
+        planes: bool,
+    ) -> Phase {
         let plan = self.plan;
         let from = norm.map_or(input, |(x, _)| x);
-        let flags = u32::from(self.head);
+        let flags = u32::from(self.head) | if planes { PLANES } else { 0 };
         let (from, to) = (self.place(from), self.place(input));
         let weights = norm.map(|(_, weight)| self.vector(weight));
         let read = |phase: Phase, from: Place| {
@@ -362,15 +382,17 @@ impl Compiler<'_> {
             keys.start as u32,
             (values.start - keys.start) as u32,
             plan.kv.row_bytes as u32,
-            match plan.kv.ty {
-                KvType::F32 => 0,
-                KvType::F16 => 1,
-                KvType::Q8_0 => 2,
-            },
+            0,
             vector(heads.k_norm),
             k.at as u32,
             v.at as u32,
         ];
+        let fresh = (2 * d + h.rope_dims) * 4;
+        let local = ((2 * tile * d + tile * SPAN + (3 + 16) * tile) * 4 + fresh).next_multiple_of(16);
+        // Keys and values pass through local memory, where there is room for some rows.
+        let row = 2 * d + 16;
+        let halves = plan.kv.ty == KvType::F16 && d.is_multiple_of(16);
+        let rows = if halves { (plan.local.saturating_sub(local) / row).min(MOST_ROWS) } else { 0 };
         let [line, at, stride] = self.place(out);
         let more = [
             line,
@@ -379,12 +401,13 @@ impl Compiler<'_> {
             window.unwrap_or(0) as u32,
             scale.to_bits(),
             plan.ropes[heads.rope],
-            0,
+            rows as u32,
             (h.rope_dims / 2) as u32,
             u32::from(plan.arch.spec.pairing == Pairing::Halves),
             u32::from(self.single),
             plan.partial,
             plan.max_splits,
+            (local / 16) as u32,
         ];
         let phase = |what| {
             let mut phase = Phase::new(what)
@@ -396,12 +419,11 @@ impl Compiler<'_> {
             phase.0[word::ATTENTION + words.len()..][..more.len()].copy_from_slice(&more);
             phase
         };
-        let local = (2 * tile * d + tile * SPAN + (3 + 16) * tile + d) * 4;
         let (rope, attend, combine) = (phase(Do::RopeKv), phase(Do::Attend), phase(Do::Combine));
         if !self.single {
-            self.push(rope, d * 4);
+            self.push(rope, fresh);
         }
-        self.push(attend, local);
+        self.push(attend, local + rows * row);
         if self.single {
             self.push(combine, 0);
         }

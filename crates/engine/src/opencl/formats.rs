@@ -60,11 +60,11 @@ const TQ1: [(usize, usize); 3] = [(0, 48), (48, 4), (52, 2)];
 
 /// Every stored form. Where two are of one format, the first is the better one and has conditions ([`Stored::choose`]).
 pub(super) static STORED: &[Stored] = &[
-    stored!(1 "tq2u" "TQ2_0" 256 [(0, 64)], true, "item_tq2" "load_tq2" "acc + CAT(dot_tq2_plain_, AS)(it, rec, i)" "(cols) / 64"),
-    stored!(2 "tq2n" "TQ2_0" 256 [(0, 64), (64, 2)], false, "item_tq2" "load_tq2" "CAT(acc_tq2n_, AS)(it, row, rec, padded, i, acc)" "(cols) / 64"),
+    stored!(1 "tq2u" "TQ2_0" 256 [(0, 64)], true, "item_tq2" "load_tq2" "acc + CAT(dot_tq2_plain_, AS)(it, rec, i, turn)" "(cols) / 64"),
+    stored!(2 "tq2n" "TQ2_0" 256 [(0, 64), (64, 2)], false, "item_tq2" "load_tq2" "CAT(acc_tq2n_, AS)(it, row, rec, padded, turn, i, acc)" "(cols) / 64"),
     stored!(3 "tq1u" "TQ1_0" 256 [(0, 48), (48, 4)], true, "item_tq1" "load_tq1" "acc + CAT(dot_tq1_, AS)(it, rec, i)" "(cols) / 256 * 3"),
     stored!(4 "tq1n" "TQ1_0" 256 TQ1, false, "item_tq1" "load_tq1" "CAT(acc_tq1n_, AS)(it, row, rec, padded, i, acc)" "(cols) / 256 * 3"),
-    stored!(5 "i2s" "I2_S" 128 [(0, 32)], true, "item_tq2" "load_tq2" "acc + CAT(dot_tq2_flip_, AS)(it, rec, i)" "(cols) / 64"),
+    stored!(5 "i2s" "I2_S" 128 [(0, 32)], true, "item_tq2" "load_tq2" "acc + CAT(dot_tq2_flip_, AS)(it, rec, i, turn)" "(cols) / 64"),
     stored!(6 "q4_0" "Q4_0" 32 [(2, 16), (0, 2)], false, "item_b32" "load_q4_0" "CAT(acc_q4_0_, AS)(it, rec, padded, i, acc)" "(cols) / 32"),
     stored!(7 "q4_1" "Q4_1" 32 [(4, 16), (0, 4)], false, "item_b32" "load_q4_1" "CAT(acc_min_, AS)(it, rec, padded, i, acc)" "(cols) / 32"),
     stored!(8 "q5_0" "Q5_0" 32 [(6, 16), (2, 4), (0, 2)], false, "item_b32" "load_q5_0" "CAT(acc_q5_0_, AS)(it, rec, padded, i, acc)" "(cols) / 32"),
@@ -109,6 +109,11 @@ pub(super) static STORED: &[Stored] = &[
 ];
 
 impl Stored {
+    /// Whether its weights lie in four planes, for which inputs are put in the order of the planes.
+    pub fn has_planes(&self) -> bool {
+        matches!(self.code, 1 | 2 | 5)
+    }
+
     /// The stored form of a matrix: rows of `cols` weights in `bytes`, without a tail.
     pub fn choose(format: &Format, bytes: &[u8], cols: usize) -> Option<&'static Stored> {
         STORED.iter().filter(|s| s.format == format.name).find(|s| match s.code {

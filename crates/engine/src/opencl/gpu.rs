@@ -2,9 +2,8 @@
 
 use super::formats::FLOAT;
 use super::phase::Do;
-use super::source::{Shape, program};
+use super::source::{Shape, Traits, program};
 use nexaquant_opencl::{Arg, Buffer, Cache, Device, Error, Found, Kernel, Kind, Queue, Rates};
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// How a device is used. The defaults are what its kind wants; the rest is for tests and measurements.
@@ -85,10 +84,10 @@ impl Gpu {
         )
     }
 
-    /// The program for the stored forms in use. `float` is whether their activations may be floats.
-    pub(super) fn kernel(&self, codes: &BTreeSet<u32>) -> Result<Kernel, Error> {
-        debug_assert!(codes.iter().all(|c| *c < 2 * FLOAT));
-        let mut kernels = self.device.kernels(&program(&self.shape, codes), "-w", &["phases"])?;
+    /// The program for a model's steps of one token (`single`), or of several.
+    pub(super) fn kernel(&self, traits: &Traits, single: bool) -> Result<Kernel, Error> {
+        debug_assert!(traits.codes.iter().all(|c| *c < 2 * FLOAT));
+        let mut kernels = self.device.kernels(&program(&self.shape, traits, single), "-w", &["phases"])?;
         kernels.pop().ok_or(Error::Call { call: "clCreateKernel", name: "phases".to_owned() })
     }
 }

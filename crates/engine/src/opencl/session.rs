@@ -1,15 +1,15 @@
 //! One sequence on a device: weights, cache and activations in one arena, allocated once, and its steps.
 
-use super::compile::{OnDevice, Plan, SPAN, Table, compile, record_bytes, tile};
-use super::formats::Stored;
+use super::compile::{OnDevice, Plan, SPAN, Table, compile, kv_code, record_bytes, tile};
+use super::formats::{Stored, grain_code};
 use super::gpu::{Gpu, Numbers, Runner};
 use super::phase::{NONE, Phase};
+use super::source::Traits;
 use crate::kv::{KvLayout, PAGE};
 use crate::loader::Model;
 use crate::model::op::{MatrixId, RopeTable, Slot, VectorId};
 use crate::weights::WeightError;
 use nexaquant_opencl::{Buffer, Error, Kernel, Queue};
-use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// What a session on a device is opened with.
@@ -39,7 +39,8 @@ impl Places {
 pub(crate) struct DeviceSession {
     gpu: Gpu,
     queue: Queue,
-    kernel: Kernel,
+    /// For one token, and for several.
+    kernels: [Kernel; 2],
     arena: Buffer,
     sync: Buffer,
     /// For one token, and for several.
@@ -174,8 +175,13 @@ impl DeviceSession {
             local: (found.local as usize).saturating_sub(fixed),
         };
         let compiled = [compile(&plan, true), compile(&plan, false)];
-        let codes: BTreeSet<u32> = matrices.iter().map(OnDevice::code).collect();
-        let kernel = gpu.kernel(&codes)?;
+        let traits = Traits {
+            codes: matrices.iter().map(OnDevice::code).collect(),
+            grains: matrices.iter().filter_map(|m| m.grain).fold(0, |all, g| all | 1 << grain_code(Some(g))),
+            kv: kv_code(kv.ty),
+            head_dim: arch.hparams.head_dim,
+        };
+        let kernels = [gpu.kernel(&traits, true)?, gpu.kernel(&traits, false)?];
         let (queue, arena, sync) =
             (gpu.device.queue()?, gpu.device.buffer(places.at)?, gpu.device.buffer(64)?);
         queue.zero(&sync, 0..64)?;
@@ -204,7 +210,7 @@ impl DeviceSession {
         Ok(Self {
             gpu: gpu.clone(),
             queue,
-            kernel,
+            kernels,
             arena,
             sync,
             tables,
@@ -307,7 +313,7 @@ impl DeviceSession {
         let runner = Runner {
             gpu: &self.gpu,
             queue: &self.queue,
-            kernel: &self.kernel,
+            kernel: &self.kernels[usize::from(!single)],
             arena: &self.arena,
             sync: &self.sync,
             local: table.local.max(16).next_multiple_of(16),

@@ -20,19 +20,38 @@ pub(super) struct Shape {
     pub kind: Kind,
 }
 
-/// Where the activations of a product are, and how many columns at a time.
-const PLACES: [(&str, &str, bool); 3] =
-    [("local", "local", false), ("global", "one", false), ("global", "many", true)];
+/// What a model's steps are compiled for: what the compiler knows costs neither registers nor instructions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Traits {
+    /// Stored forms of matrices ([`super::compile::OnDevice::code`]).
+    pub codes: BTreeSet<u32>,
+    /// Bit g is set if there are inputs of grain g.
+    pub grains: u32,
+    /// Type of the cache's values, as the kernels number them, and values of a head.
+    pub kv: u32,
+    pub head_dim: usize,
+}
 
-/// The whole program for the codes in use.
-pub(super) fn program(shape: &Shape, codes: &BTreeSet<u32>) -> String {
+/// Where the activations of a product are, how many columns at a time, and whether steps of one token need it, and others.
+const PLACES: [(&str, &str, bool, [bool; 2]); 3] = [
+    ("local", "local", false, [true, false]),
+    ("global", "one", false, [true, true]),
+    ("global", "many", true, [false, true]),
+];
+
+/// The whole program for steps of one token (`single`) or of several.
+pub(super) fn program(shape: &Shape, traits: &Traits, single: bool) -> String {
+    let codes = &traits.codes;
     let mut text = String::new();
     let (ptx, dot) = (u32::from(shape.kind == Kind::Ptx), u32::from(shape.kind == Kind::DotProduct));
     let (group, lanes, rows) = (shape.group, shape.lanes, shape.rows);
     let _ = writeln!(
         text,
-        "#define T {group}\n#define LANES {lanes}\n#define ROWS {rows}\n#define PTX {ptx}\n#define DOT {dot}"
+        "#define T {group}\n#define LANES {lanes}\n#define ROWS {rows}\n#define PTX {ptx}\n#define DOT {dot}\n#define SINGLE {}",
+        u32::from(single)
     );
+    let Traits { grains, kv, head_dim, .. } = traits;
+    let _ = writeln!(text, "#define GRAINS {grains}\n#define KV_KIND {kv}\n#define HEAD_DIM {head_dim}");
     text += "#define CAT2(a, b) a##b\n#define CAT(a, b) CAT2(a, b)\n#define AS_INT(x) as_float(x)\n";
     text += include_str!("cl/base.cl");
     text += include_str!("cl/row.cl");
@@ -47,7 +66,10 @@ pub(super) fn program(shape: &Shape, codes: &BTreeSet<u32>) -> String {
         text += "#undef AS\n";
     }
     let stored = |code: u32| STORED.iter().find(|s| s.code == code % FLOAT);
-    for (place, name, many) in PLACES {
+    for (place, name, many, steps) in PLACES {
+        if !steps[usize::from(!single)] {
+            continue;
+        }
         let columns = if many { shape.columns } else { 1 };
         let _ = writeln!(text, "#define AS {place}\n#define COLUMNS {columns}");
         let mut cases = String::new();

@@ -1,9 +1,10 @@
 //! Products of every format on a device, alone: against the CPU's kernels, on records that both have quantized.
 
-use super::compile::{OnDevice, record_bytes};
+use super::compile::{OnDevice, PLANES, record_bytes};
 use super::formats::{STORED, Stored, grain_code};
 use super::gpu::{Gpu, GpuOptions, Numbers, Runner};
 use super::phase::{Do, NONE, PRODUCT, Phase, product, word};
+use super::source::Traits;
 use nexaquant_kernels::{
     Acts, BoundKernel, F32Cols, FORMATS, Format, I8Cols, Isa, Layout, Line, Mode, Ops, Out, Weights,
 };
@@ -68,7 +69,7 @@ fn on_cpu(
 /// The same on the device: one phase for one column and float activations, else two.
 fn on_device(
     gpu: &Gpu,
-    kernels: &mut HashMap<u32, Kernel>,
+    kernels: &mut HashMap<(u32, bool), Kernel>,
     format: &'static Format,
     mode: Mode,
     bytes: &[u8],
@@ -95,7 +96,10 @@ fn on_device(
     }
     let words = |phase: Phase| {
         let planes = stored.planes(rows, cols);
+        // Both orders of values, where there are two.
+        let flags = if stored.has_planes() && rows > 1 { PLANES } else { 0 };
         let mut phase = phase
+            .set(word::FLAGS, flags)
             .set(word::COLS, cols as u32)
             .set(word::GRAIN, grain_code(grain))
             .place(word::IN, [at[2] as u32, 0, cols as u32])
@@ -131,8 +135,11 @@ fn on_device(
     put(at[2], &x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>());
     put(at[5], &packed);
 
-    let kernel =
-        &*kernels.entry(m.code()).or_insert_with_key(|code| gpu.kernel(&BTreeSet::from([*code])).unwrap());
+    let kernel = &*kernels.entry((m.code(), n == 1)).or_insert_with(|| {
+        let codes = BTreeSet::from([m.code()]);
+        let grains = grain.map_or(0, |grain| 1 << grain_code(Some(grain)));
+        gpu.kernel(&Traits { codes, grains, kv: 1, head_dim: 64 }, n == 1).unwrap()
+    });
     let (queue, arena, sync) =
         (gpu.device.queue().unwrap(), gpu.device.buffer(end).unwrap(), gpu.device.buffer(64).unwrap());
     queue.zero(&sync, 0..64).unwrap();

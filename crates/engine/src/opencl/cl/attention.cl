@@ -7,7 +7,6 @@
 #define LAYER_AT 12    // byte of the layer's keys in a page
 #define HALF 13        // bytes from keys to values
 #define ROW_BYTES 14
-#define KV_TYPE 15     // 0: f32, 1: f16, 2: q8_0
 #define K_NORM 16
 #define K_AT 17
 #define V_AT 18
@@ -17,19 +16,20 @@
 #define WINDOW 22      // 0: none
 #define A_SCALE 23
 #define ROPE 24        // line of the angles: for each position cos, then sin, of each pair
+#define KV_TILE 25     // positions whose keys or values local memory has room for; 0: they are read where they are
 #define PAIRS 26
 #define HALVES 27      // 1: pairs are half a rotation apart
 #define FRESH 28       // 1: queries and this token's key and value come as the product left them
 #define PARTIAL 29     // results of splits
 #define MAX_SPLITS 30
+#define ROWS_AT 31     // where in local memory that room is, in 16 bytes
 // IN, IN_AT, IN_STRIDE: queries; NORM: the queries' norm; COLS: values of a head.
 #define PAGE 32
 #define SPAN 512       // positions walked over at a time; as many as that have the CPU's bits
 
-static inline void rotate(const Ctx *c, local float *x, uint heads, uint d, uint pos) {
+static inline void rotate(const Ctx *c, local float *x, uint heads, uint d, local const float *angles) {
     local const uint *P = c->P;
     const uint pairs = P[PAIRS];
-    global const float *angles = FLOATS(c, P[ROPE], (ulong)pos * 2 * pairs);
     for (uint i = c->tid; i < heads * pairs; i += T) {
         uint h = i / pairs, k = i % pairs;
         uint a = h * d + (P[HALVES] ? k : 2 * k), b = P[HALVES] ? a + pairs : a + 1;
@@ -69,19 +69,17 @@ static inline global uchar *kv_row(const Ctx *c, uint head, uint pos, bool value
     return kv_page(c, pos) + P[LAYER_AT] + (value ? P[HALF] : 0) + (head * PAGE + pos % PAGE) * P[ROW_BYTES];
 }
 static inline float kv_value(const Ctx *c, global const uchar *row, uint i) {
-    uint type = c->P[KV_TYPE];
-    if (type == 1) return half_at(row + 2 * i);
-    if (type == 0) return ((global const float *)row)[i];
+    if (KV_KIND == 1) return half_at(row + 2 * i);
+    if (KV_KIND == 0) return ((global const float *)row)[i];
     global const uchar *block = row + i / 32 * 34;
     return (float)(char)block[2 + i % 32] * half_at(block);
 }
 
 // One head's d values to its row: crates/kernels/src/ops/kv.rs.
 static inline void kv_store(const Ctx *c, local const float *x, uint d, global uchar *row) {
-    uint type = c->P[KV_TYPE];
-    if (type == 0) {
+    if (KV_KIND == 0) {
         for (uint i = c->tid; i < d; i += T) ((global float *)row)[i] = x[i];
-    } else if (type == 1) {
+    } else if (KV_KIND == 1) {
         for (uint i = c->tid; i < d; i += T) vstore_half_rte(x[i], i, (global half *)row);
     } else {
         for (uint b = c->tid; b < d / 32; b += T) {
@@ -101,63 +99,142 @@ static inline void kv_store(const Ctx *c, local const float *x, uint d, global u
     }
 }
 
-// This token's key and value of one head into the cache; `k` is room for a head. Writers of the same row write the same.
-static inline void append(const Ctx *c, local float *k, uint t, uint head) {
+// A token's key and value of one head, as the product left them, and the angles of its position to local memory: k, then v,
+// then angles. The caller waits for them.
+static inline void bring(const Ctx *c, local float *k, uint t, uint head) {
     local const uint *P = c->P;
-    const uint d = P[COLS], pos = c->pos0 + t;
+    const uint d = HEAD_DIM;
     global const float *from = FLOATS(c, P[IN], (ulong)t * P[IN_STRIDE] + head * d);
-    for (uint i = c->tid; i < d; i += T) k[i] = from[P[K_AT] + i];
-    LOCAL_BARRIER;
+    for (uint i = c->tid; i < d; i += T) { k[i] = from[P[K_AT] + i]; k[d + i] = from[P[V_AT] + i]; }
+}
+static inline void bring_angles(const Ctx *c, local float *angles, uint pos) {
+    const uint n = 2 * c->P[PAIRS];
+    for (uint i = c->tid; i < n; i += T) angles[i] = FLOATS(c, c->P[ROPE], (ulong)pos * n)[i];
+}
+// What was brought, into the cache. Writers of the same row write the same.
+static inline void append(const Ctx *c, local float *k, local const float *angles, uint t, uint head) {
+    local const uint *P = c->P;
+    const uint d = HEAD_DIM, pos = c->pos0 + t;
     norm_heads(c, k, 1, d, P[K_NORM]);
-    rotate(c, k, 1, d, pos);
+    rotate(c, k, 1, d, angles);
     kv_store(c, k, d, kv_row(c, head, pos, false));
-    LOCAL_BARRIER;
-    for (uint i = c->tid; i < d; i += T) k[i] = from[P[V_AT] + i];
-    LOCAL_BARRIER;
-    kv_store(c, k, d, kv_row(c, head, pos, true));
+    kv_store(c, k + d, d, kv_row(c, head, pos, true));
     GROUP_BARRIER;
 }
 
 // Prompts: keys and values of all tokens, before anyone attends to them.
 static void rope_kv(const Ctx *c) {
-    const uint heads = c->P[KV_HEADS];
-    for (uint item = c->group; item < c->n * heads; item += c->groups) append(c, (local float *)c->L, item / heads, item % heads);
+    const uint heads = c->P[KV_HEADS], d = HEAD_DIM;
+    local float *k = (local float *)c->L, *angles = k + 2 * d;
+    for (uint item = c->group; item < c->n * heads; item += c->groups) {
+        bring(c, k, item / heads, item % heads);
+        bring_angles(c, angles, c->pos0 + item / heads);
+        LOCAL_BARRIER;
+        append(c, k, angles, item / heads, item % heads);
+    }
 }
 
-static inline float dot_row(const Ctx *c, local const float *q, global const uchar *row, uint d) {
-    float lanes[16];
-    for (uint j = 0; j < 16; j++) lanes[j] = 0;
-    if (c->P[KV_TYPE] == 1 && d % 16 == 0) {
-        for (uint i = 0; i < d; i += 16) {
-            uint4 x[2];
-            x[0] = *(global const uint4 *)(row + 2 * i);
-            x[1] = *(global const uint4 *)(row + 2 * i + 16);
+// Keys or values (halves) of `count` positions to local memory, 16 bytes at a time; a row is 16 bytes longer there, so that
+// work-items with a row each do not all want the same bank.
+#define TILE_ROW(d) ((d) / 8 + 1)
+static void to_tile(const Ctx *c, local uint4 *to, uint head, uint at, uint count, uint d, bool value) {
+    const uint each = d / 8, all = count * each;
+    for (uint from = c->tid; from < all; from += 8 * T) {
+        // All of them are asked for before the first is there.
+        uint4 v[8];
 #pragma unroll
-            for (uint j = 0; j < 2; j++) {
-                uint words[4];
-                words[0] = x[j].x; words[1] = x[j].y; words[2] = x[j].z; words[3] = x[j].w;
-#pragma unroll
-                for (uint k = 0; k < 8; k++) {
-                    float v = half_of(words[k / 2] >> (k % 2 * 16) & 0xffff);
-                    lanes[j * 8 + k] = fma(q[i + j * 8 + k], v, lanes[j * 8 + k]);
-                }
-            }
+        for (uint u = 0; u < 8; u++) {
+            const uint i = from + u * T;
+            if (i < all) v[u] = ((global const uint4 *)kv_row(c, head, at + i / each, value))[i % each];
         }
-    } else {
-        for (uint i = 0; i < d; i += 16) {
 #pragma unroll
-            for (uint j = 0; j < 16; j++) if (i + j < d) lanes[j] = fma(q[i + j], kv_value(c, row, i + j), lanes[j]);
+        for (uint u = 0; u < 8; u++) {
+            const uint i = from + u * T;
+            if (i < all) to[i / each * TILE_ROW(d) + i % each] = v[u];
+        }
+    }
+    LOCAL_BARRIER;
+}
+
+// In the order of the CPU's sixteen lanes.
+static inline float dot_tile(local const float *q, local const uint4 *row, uint d) {
+    float lanes[16];
+#pragma unroll
+    for (uint j = 0; j < 16; j++) lanes[j] = 0;
+#pragma unroll 2
+    for (uint i = 0; i < d / 16; i++) {
+        uint4 x[2];
+        x[0] = row[2 * i];
+        x[1] = row[2 * i + 1];
+#pragma unroll
+        for (uint j = 0; j < 2; j++) {
+            uint words[4];
+            words[0] = x[j].x; words[1] = x[j].y; words[2] = x[j].z; words[3] = x[j].w;
+#pragma unroll
+            for (uint k = 0; k < 8; k++) {
+                float v = half_of(words[k / 2] >> (k % 2 * 16) & 0xffff);
+                lanes[j * 8 + k] = fma(q[i * 16 + j * 8 + k], v, lanes[j * 8 + k]);
+            }
         }
     }
     return FOLD16(V);
 }
+static inline float dot_row(const Ctx *c, local const float *q, global const uchar *row, uint d) {
+    float lanes[16];
+    for (uint j = 0; j < 16; j++) lanes[j] = 0;
+    for (uint i = 0; i < d; i += 16) {
+        for (uint j = 0; j < 16; j++) if (i + j < d) lanes[j] = fma(q[i + j], kv_value(c, row, i + j), lanes[j]);
+    }
+    return FOLD16(V);
+}
+
+#if PTX
+// One head's scores to weights, by a team: what it has found so far in m and l, and what the past is to be multiplied with.
+static void softmax(const Ctx *c, local float *s, uint count, local float *m, local float *l, local float *correct, bool whole) {
+    const float before = *m, sum_before = *l;
+    float shift = before;
+#pragma unroll 4
+    for (uint j = c->lane; j < count; j += 32) shift = fmax(shift, s[j]);
+    for (uint o = 16; o > 0; o >>= 1) shift = fmax(shift, lane_xor(shift, o));
+    if (isinf(shift)) shift = 0;
+#pragma unroll 4
+    for (uint j = c->lane; j < count; j += 32) s[j] = exp_(s[j] - shift);
+    TEAM_BARRIER;
+    // The sum in the order of the CPU's sixteen lanes; the team's other half does the same.
+    const uint lane = c->lane % 16;
+    float sum = 0;
+    uint j = lane;
+    for (; j + 112 < count; j += 128) {
+        float v[8];
+#pragma unroll
+        for (uint k = 0; k < 8; k++) v[k] = s[j + 16 * k];
+#pragma unroll
+        for (uint k = 0; k < 8; k++) sum += v[k];
+    }
+    for (; j < count; j += 16) sum += s[j];
+    for (uint o = 8; o > 0; o >>= 1) sum += lane_xor(sum, o);
+    const float factor = exp_(before - shift), all = sum_before * factor + sum;
+    TEAM_BARRIER;
+    if (whole)
+#pragma unroll 4
+        for (uint j = c->lane; j < count; j += 32) s[j] /= all;
+    if (c->lane == 0) {
+        *m = shift;
+        *l = all;
+        *correct = factor;
+    }
+}
+#endif
 
 static void attend(const Ctx *c) {
     local const uint *P = c->P;
-    const uint d = P[COLS], kv_heads = P[KV_HEADS], group = P[HEADS] / kv_heads, tile = P[TILE];
+    const uint d = HEAD_DIM, kv_heads = P[KV_HEADS], group = P[HEADS] / kv_heads, tile = P[TILE];
     const uint tiles = (group + tile - 1) / tile, each = kv_heads * tiles * c->splits;
     local float *q = (local float *)c->L, *acc = q + tile * d, *scores = acc + tile * d, *m = scores + tile * SPAN;
-    local float *l = m + tile, *correct = l + tile, *lanes = correct + tile, *k = lanes + 16 * tile;
+    local float *l = m + tile, *correct = l + tile, *lanes = correct + tile, *k = lanes + 16 * tile, *angles = k + 2 * d;
+    local uint4 *rows = (local uint4 *)c->L + (P[KV_TILE] != 0 ? P[ROWS_AT] : 0);
+    const bool tiled = KV_KIND == 1 && HEAD_DIM % 16 == 0 && P[KV_TILE] != 0;
+    const uint step = tiled ? P[KV_TILE] : SPAN;
     for (uint item = c->group; item < c->n * each; item += c->groups) {
         const uint t = item / each, split = item % c->splits, g = item / c->splits % tiles, head = item / c->splits / tiles % kv_heads;
         const uint pos = c->pos0 + t, from = P[WINDOW] != 0 && pos + 1 > P[WINDOW] ? pos + 1 - P[WINDOW] : 0;
@@ -169,17 +246,29 @@ static void attend(const Ctx *c) {
         global const float *x = FLOATS(c, P[IN], (ulong)t * P[IN_STRIDE] + P[IN_AT] + first * d);
         for (uint i = c->tid; i < n * d; i += T) { q[i] = x[i]; acc[i] = 0; }
         for (uint i = c->tid; i < n; i += T) { m[i] = -INFINITY; l[i] = 0; }
+        const bool fresh = P[FRESH] && end == pos + 1;
+        if (fresh) bring(c, k, t, head);
+        bring_angles(c, angles, pos);
         LOCAL_BARRIER;
         norm_heads(c, q, n, d, P[NORM]);
-        rotate(c, q, n, d, pos);
-        if (P[FRESH] && end == pos + 1) append(c, k, t, head);
+        rotate(c, q, n, d, angles);
+        if (fresh) append(c, k, angles, t, head);
         for (uint at = start; at < end; at += SPAN) {
             const uint count = min((uint)SPAN, end - at);
-            for (uint i = c->tid; i < n * count; i += T) {
-                uint h = i % n, j = i / n;
-                scores[h * SPAN + j] = dot_row(c, q + h * d, kv_row(c, head, at + j, false), d) * as_float(P[A_SCALE]);
+            for (uint base = 0; base < count; base += step) {
+                const uint some = min(step, count - base);
+                if (tiled) to_tile(c, rows, head, at + base, some, d, false);
+                for (uint i = c->tid; i < n * some; i += T) {
+                    uint h = i % n, j = i / n;
+                    float x = tiled ? dot_tile(q + h * d, rows + j * TILE_ROW(d), d) : dot_row(c, q + h * d, kv_row(c, head, at + base + j, false), d);
+                    scores[h * SPAN + base + j] = x * as_float(P[A_SCALE]);
+                }
+                LOCAL_BARRIER;
             }
+#if PTX
+            for (uint h = c->team; h < n; h += TEAMS) softmax(c, scores + h * SPAN, count, m + h, l + h, correct + h, whole);
             LOCAL_BARRIER;
+#else
             for (uint i = c->tid; i < n * 16; i += T) {
                 float max = -INFINITY;
                 for (uint j = i % 16; j < count; j += 16) max = fmax(max, scores[i / 16 * SPAN + j]);
@@ -211,13 +300,25 @@ static void attend(const Ctx *c) {
                 for (uint i = c->tid; i < n * count; i += T) scores[i / count * SPAN + i % count] /= l[i / count];
                 LOCAL_BARRIER;
             }
-            for (uint i = c->tid; i < n * d; i += T) {
-                uint h = i / d, e = i % d;
-                float a = whole ? 0.0f : acc[i] * correct[h];
-                for (uint j = 0; j < count; j++) a = fma(scores[h * SPAN + j], kv_value(c, kv_row(c, head, at + j, true), e), a);
-                acc[i] = a;
+#endif
+            for (uint base = 0; base < count; base += step) {
+                const uint some = min(step, count - base);
+                if (tiled) to_tile(c, rows, head, at + base, some, d, true);
+                for (uint i = c->tid; i < n * d; i += T) {
+                    uint h = i / d, e = i % d;
+                    local const float *s = scores + h * SPAN + base;
+                    float a = base > 0 ? acc[i] : whole ? 0.0f : acc[i] * correct[h];
+                    if (tiled) {
+                        local const ushort *v = (local const ushort *)rows + e;
+#pragma unroll 16
+                        for (uint j = 0; j < some; j++) a = fma(s[j], half_of(v[j * 8 * TILE_ROW(d)]), a);
+                    } else {
+                        for (uint j = 0; j < some; j++) a = fma(s[j], kv_value(c, kv_row(c, head, at + base + j, true), e), a);
+                    }
+                    acc[i] = a;
+                }
+                LOCAL_BARRIER;
             }
-            LOCAL_BARRIER;
         }
         if (c->splits == 1) {
             global float *out = FLOATS(c, P[A_OUT], (ulong)t * P[A_OUT_STRIDE] + P[A_OUT_AT] + first * d);
@@ -237,7 +338,7 @@ static void attend(const Ctx *c) {
 // Joins what the splits of one token have.
 static void combine(const Ctx *c) {
     local const uint *P = c->P;
-    const uint d = P[COLS];
+    const uint d = HEAD_DIM;
     global float *out = FLOATS(c, P[A_OUT], P[A_OUT_AT]);
     for (uint i = c->group * T + c->tid; i < P[HEADS] * d; i += c->groups * T) {
         uint h = i / d, e = i % d;

@@ -9,6 +9,10 @@
 //
 // Everything lies in one allocation, the arena A. Places in it are counted in lines of 16 bytes.
 
+//   SINGLE  1 for steps of one token, 0 for longer ones: what only the other kind needs is left out
+//   GRAINS  bit g is set if there are inputs of grain g
+//   KV_KIND, HEAD_DIM  type of the cache's values (0: f32, 1: f16, 2: q8_0), values of a head
+
 #pragma OPENCL FP_CONTRACT OFF
 
 #define TEAMS (T / LANES)
@@ -16,7 +20,8 @@
 
 // Words of a phase. Kinds that have no products use words from 9 on as they say.
 #define KIND 0
-#define FLAGS 1       // 1: only the tokens whose logits are wanted; 2: gate and up in one unit; 8: local memory has room for the input
+#define FLAGS 1       // 1: only the tokens whose logits are wanted; 2: gate and up in one unit; 8: local memory has room for the input;
+                      // 16: quantized inputs are in the order of a ternary row's planes
 #define COLS 2        // values of the input
 #define GRAIN 3       // 0: 32 values share a scale, 1: 256, 2: all, 3: no quantization
 #define IN 4          // line, first value, values from token to token
@@ -58,6 +63,15 @@ typedef struct {
     uint pos0, n, token, out0, nout, splits, pages;
     uint tid, lane, team, group, groups;
 } Ctx;
+
+// Known to the compiler if all inputs have the same.
+#define GRAIN_OF(P) (GRAINS == 1 ? 0 : GRAINS == 2 ? 1 : GRAINS == 4 ? 2 : (P)[GRAIN])
+
+// Bytes from one plane's values to the next in a quantized input; 32 in the natural order.
+#define TURN(P, padded) ((P)[FLAGS] & 16 ? (padded) / 4 : 32)
+
+// Where the k-th 16 values go, in sixteens.
+#define SIXTEENTH(P, padded, k) ((P)[FLAGS] & 16 ? (k) % 8 / 2 * ((padded) / 64) + (k) / 8 * 2 + (k) % 2 : (k))
 
 #define LINE(c, line) ((c)->A + ((ulong)(line) << 4))
 #define FLOATS(c, line, at) ((global float *)LINE(c, line) + (at))
@@ -119,6 +133,7 @@ static inline float lane_xor(float x, uint o) {
     asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=f"(y) : "f"(x), "r"(o));
     return y;
 }
+#define TEAM_BARRIER asm volatile("bar.warp.sync 0xffffffff;" : : : "memory")
 static inline int lane_xor_int(int x, uint o) {
     return as_int(lane_xor(as_float(x), o));
 }
@@ -174,12 +189,21 @@ static inline float group_max(const Ctx *c, float x) {
     return max;
 }
 
-// Exact as long as the sum is below 2^24, which the caller sees to.
 static inline int group_add_int(const Ctx *c, int x) {
+#if PTX
+    for (uint o = LANES / 2; o > 0; o >>= 1) x += lane_xor_int(x, o);
+    if (c->lane == 0) c->red[c->team] = as_float(x);
+    LOCAL_BARRIER;
+    int sum = 0;
+    for (uint i = 0; i < TEAMS; i++) sum += as_int(c->red[i]);
+    LOCAL_BARRIER;
+    return sum;
+#else
     // Two halves, so that each is exact in a float: |x| of a work-item is below 2^24 by the length of a row.
     float high = group_add(c, (float)(x >> 12));
     float low = group_add(c, (float)(x & 0xfff));
     return ((int)high << 12) + (int)low;
+#endif
 }
 
 // The order of sums that the CPU keeps: lane i % 16 takes value i, then the lanes are folded. Keeping it makes every
@@ -192,12 +216,19 @@ static inline float fold16(local const float *v) {
 #undef V
 }
 
+// 16 chains of additions, one a work-item. Eight loads at a time: a chain that waits for each of its loads is far longer.
 #define RMS_FACTOR(name, place)                                                              \
     static inline float name(const Ctx *c, place const float *x, uint n, float eps) {         \
         for (uint lane = c->tid; lane < 16; lane += T) {                                      \
-            float sum = 0;                                                                    \
-            _Pragma("unroll 8")                                                               \
-            for (uint i = lane; i < n; i += 16) sum = fma(x[i], x[i], sum);                   \
+            float sum = 0, v[8];                                                              \
+            uint i = lane;                                                                    \
+            for (; i + 112 < n; i += 128) {                                                   \
+                _Pragma("unroll")                                                             \
+                for (uint j = 0; j < 8; j++) v[j] = x[i + 16 * j];                            \
+                _Pragma("unroll")                                                             \
+                for (uint j = 0; j < 8; j++) sum = fma(v[j], v[j], sum);                      \
+            }                                                                                 \
+            for (; i < n; i += 16) sum = fma(x[i], x[i], sum);                                \
             c->red[lane] = sum;                                                               \
         }                                                                                     \
         LOCAL_BARRIER;                                                                        \
@@ -238,3 +269,9 @@ static inline float activate(uint which, float x) {
 // Tokens of the phase: first, count.
 static inline uint first_token(const Ctx *c) { return c->P[FLAGS] & 1 ? c->out0 : 0; }
 static inline uint count_tokens(const Ctx *c) { return c->P[FLAGS] & 1 ? c->nout : c->n; }
+
+// The first unit of a work-group's share of a product. Units times work-groups are far below 2^32.
+static inline uint first_unit(const Ctx *c, uint group) { return group * c->P[UNITS] / c->groups; }
+// Whether units are dealt out to work-groups in turns, so that all of them read neighbouring rows: the memory's speed counts
+// then. Fewer units are shared out evenly.
+static inline bool is_dealt(const Ctx *c, local const uint *P) { return P[UNITS] >= 8 * TEAMS * c->groups; }

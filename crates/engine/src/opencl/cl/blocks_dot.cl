@@ -59,8 +59,8 @@ static inline float CAT(acc_q6_k_, AS)(const item_q6 *it, AS const uchar *rec, u
     return fma((float)all, it->d * SCALES[i >> 2], acc);
 }
 
-static inline float CAT(acc_tq2n_, AS)(const item_tq2 *it, const Row *r, AS const uchar *rec, uint padded, uint i, float acc) {
-    int s = CAT(dot_tq2_plain_, AS)(it, rec, i) - CAT(sum_tq2_, AS)(SUMS16, i);
+static inline float CAT(acc_tq2n_, AS)(const item_tq2 *it, const Row *r, AS const uchar *rec, uint padded, uint turn, uint i, float acc) {
+    int s = CAT(dot_tq2_plain_, AS)(it, rec, i, turn) - CAT(sum_tq2_, AS)(SUMS16, i);
     return fma((float)s, half_at(r->p1 + i / 4 * 2), acc);
 }
 static inline float CAT(acc_tq1n_, AS)(const item_tq1 *it, const Row *r, AS const uchar *rec, uint padded, uint i, float acc) {

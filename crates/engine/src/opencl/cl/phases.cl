@@ -43,13 +43,15 @@ static void quantize_all(const Ctx *c) {
     }
 }
 
+#if SINGLE
 static void matvec(const Ctx *c) {
     local const uint *P = c->P;
     // Without a unit of its own a work-group need not know the input.
-    if ((ulong)c->group * P[UNITS] / c->groups == (ulong)(c->group + 1) * P[UNITS] / c->groups) return;
+    if (!is_dealt(c, P) && first_unit(c, c->group) == first_unit(c, c->group + 1)) return;
     quantize_local(c, FLOATS(c, P[IN], P[IN_AT] + first_token(c) * P[IN_STRIDE]), c->L, (local float *)(c->L + P[REC_STRIDE]));
     units_local(c, c->L, 0);
 }
+#endif
 
 static void matmul(const Ctx *c) {
     local const uint *P = c->P;
@@ -59,8 +61,12 @@ static void matmul(const Ctx *c) {
         x = (global const uchar *)FLOATS(c, P[IN], (ulong)first_token(c) * P[IN_STRIDE] + P[IN_AT]);
         stride = P[IN_STRIDE] * 4;
     }
+#if SINGLE
+    units_one(c, x, stride);
+#else
     if (count_tokens(c) == 1) units_one(c, x, stride);
     else units_many(c, x, stride);
+#endif
 }
 
 // X += norm(IN) * weights.
@@ -98,8 +104,15 @@ static void best_of_group(const Ctx *c, float *most, uint *where) {
     values[c->tid] = *most;
     places[c->tid] = *where;
     LOCAL_BARRIER;
-    if (c->tid == 0) for (uint i = 1; i < T; i++) best(c, most, where, values[i], places[i]);
-    LOCAL_BARRIER;
+    for (uint n = T; n > 1; n = (n + 1) / 2) {
+        uint other = c->tid + (n + 1) / 2;
+        if (other < n) {
+            best(c, most, where, values[other], places[other]);
+            values[c->tid] = *most;
+            places[c->tid] = *where;
+        }
+        LOCAL_BARRIER;
+    }
 }
 static void argmax(const Ctx *c) {
     local const uint *P = c->P;
@@ -126,14 +139,17 @@ static void choose(const Ctx *c) {
 static void run_phase(const Ctx *c) {
     switch (c->P[KIND]) {
         case EMBED: embed(c); break;
-        case QUANTIZE: quantize_all(c); break;
-        case MATVEC: matvec(c); break;
         case MATMUL: matmul(c); break;
-        case ROPE_KV: rope_kv(c); break;
         case ATTEND: attend(c); break;
-        case COMBINE: combine(c); break;
         case ADD_NORM: add_norm(c); break;
         case GLU: glu(c); break;
+        case QUANTIZE: quantize_all(c); break;
+#if SINGLE
+        case MATVEC: matvec(c); break;
+        case COMBINE: combine(c); break;
+#else
+        case ROPE_KV: rope_kv(c); break;
+#endif
         case ARGMAX: argmax(c); break;
         case CHOOSE: choose(c); break;
     }
@@ -141,22 +157,39 @@ static void run_phase(const Ctx *c) {
 
 static inline bool has_products(uint kind) { return kind == EMBED || kind == MATVEC || kind == MATMUL; }
 
-// A phase to local memory, with the lines of its matrices in place of their numbers.
-static void fetch(local uint *to, global const uint *table, global const uint *lines, uint tid) {
-    for (uint i = tid; i < PHASE_WORDS; i += T) {
-        uint word = table[i];
-        if (has_products(table[KIND]) && i >= PROD && (i - PROD) % PROD_WORDS == MAT && word != NONE) word = lines[word];
-        to[i] = word;
+// A phase's words on their way to local memory, the lines of its matrices in place of their numbers: two answers of the
+// memory one after the other. So a work-item that has a word to bring asks for it two phases early, and for the line one phase.
+#if T >= PHASE_WORDS
+typedef struct { uint word, raw, kind; } Coming;
+static inline void bring_words(Coming *w, global const uint *words, global const uint *lines, uint phase, uint last, uint tid) {
+    const bool matrix = tid >= PROD && (tid - PROD) % PROD_WORDS == MAT && has_products(w->kind) && w->raw != NONE;
+    w->word = matrix ? lines[w->raw] : w->raw;
+    if (tid < PHASE_WORDS && phase < last) {
+        w->raw = words[phase * PHASE_WORDS + tid];
+        w->kind = words[phase * PHASE_WORDS + KIND];
     }
 }
+#else
+static void fetch(local uint *to, global const uint *table, global const uint *lines, uint tid) {
+    for (uint i = tid; i < PHASE_WORDS; i += T) {
+        const bool matrix = i >= PROD && (i - PROD) % PROD_WORDS == MAT && has_products(table[KIND]) && table[i] != NONE;
+        to[i] = matrix ? lines[table[i]] : table[i];
+    }
+}
+#endif
 
 #if PTX
 // The first bytes of the next phase's rows of this work-group on their way to the cache, while others are waited for.
-#define AHEAD 65536
+#define AHEAD 131072
 static void fetch_ahead(const Ctx *c, local const uint *P) {
     if (P[KIND] != MATVEC) return;
-    const uint units = P[UNITS], pair = P[FLAGS] & 2;
-    uint from = (uint)((ulong)c->group * units / c->groups), to = (uint)((ulong)(c->group + 1) * units / c->groups), before = 0;
+    const uint pair = P[FLAGS] & 2;
+    const bool dealt = is_dealt(c, P);
+    uint from = dealt ? c->group * TEAMS : c->group * P[UNITS] / c->groups, before = 0;
+    uint to = dealt ? from + TEAMS : (c->group + 1) * P[UNITS] / c->groups;
+    if (P[NORM] != NONE)
+        for (uint i = c->tid * 32; i < P[COLS]; i += T * 32)
+            asm volatile("prefetch.global.L2 [%0];" : : "l"((ulong)(FLOATS(c, P[NORM], i))));
     for (uint k = 0; k < P[NPROD]; k++) {
         local const uint *p = P + PROD + k * PROD_WORDS;
         uint each = pair ? ROWS / 2 : ROWS, n = (p[ROWS_OF] + each - 1) / each;
@@ -192,26 +225,47 @@ kernel __attribute__((reqd_work_group_size(T, 1, 1))) void phases(
     c->tid = get_local_id(0); c->lane = c->tid % LANES; c->team = c->tid / LANES;
     c->group = get_group_id(0); c->groups = get_num_groups(0);
     global const uint *words = (global const uint *)LINE(c, table), *where = (global const uint *)LINE(c, lines);
+#if T >= PHASE_WORDS
+    Coming coming;
+    coming.raw = coming.kind = 0;
+    for (uint i = 0; i < 3; i++) {
+        bring_words(&coming, words, where, first + i, last, c->tid);
+        if (i == 1 && c->tid < PHASE_WORDS) P[c->tid] = coming.word;
+    }
+#else
     fetch(P, words + first * PHASE_WORDS, where, c->tid);
+#endif
     if (c->tid == 0) lost = 0;
     LOCAL_BARRIER;
-    uint meetings = 0;
-    for (uint i = first; i < last; i++) {
-        c->P = P + ((i - first) & 1) * PHASE_WORDS;
-        bool skip = c->P[KIND] == COMBINE && splits == 1;
-        if (!skip) run_phase(c);
-        if (i + 1 == last) break;
-        local uint *next = P + ((i + 1 - first) & 1) * PHASE_WORDS;
+    uint meetings = 0, at = 0;
+    for (uint i = first;;) {
+        c->P = P + at;
+        // Without pieces there is nothing to join.
+        if (c->P[KIND] != COMBINE || splits > 1) run_phase(c);
+        if (++i >= last) break;
         GROUP_BARRIER;
-        fetch(next, words + (i + 1) * PHASE_WORDS, where, c->tid);
-        if (!skip && c->groups > 1) {
-            meetings++;
-            if (c->tid == 0) {
-                DEVICE_FENCE;
-                atomic_add((volatile global uint *)sync, 1u);
-            }
-#if PTX
+        if (c->groups > 1 && c->tid == 0) {
+            DEVICE_FENCE;
+            atomic_add((volatile global uint *)sync, 1u);
+        }
+        // While the others arrive.
+        at ^= PHASE_WORDS;
+        local uint *next = P + at;
+        for (;; i++) {
+#if T >= PHASE_WORDS
+            if (c->tid < PHASE_WORDS) next[c->tid] = coming.word;
+            bring_words(&coming, words, where, i + 2, last, c->tid);
+#else
+            fetch(next, words + i * PHASE_WORDS, where, c->tid);
+#endif
             LOCAL_BARRIER;
+            const bool nothing = next[KIND] == COMBINE && splits == 1 && i + 1 < last;
+            LOCAL_BARRIER;
+            if (!nothing) break;
+        }
+        if (c->groups > 1) {
+            meetings++;
+#if PTX
             fetch_ahead(c, next);
 #endif
             if (c->tid == 0) {

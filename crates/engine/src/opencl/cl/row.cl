@@ -15,6 +15,13 @@ static inline Row row_of(const Ctx *c, local const uint *p, uint row, uint s0, u
     return r;
 }
 
+// The scale of a row that has one, and its bias.
+static inline float row_scale(const Ctx *c, local const uint *of, uint row) {
+    uint plane = of[FMT] == 3 ? of[PL2] : of[PL1];
+    return ((global const float *)(LINE(c, of[MAT]) + ((ulong)plane << 4)))[row];
+}
+static inline float row_bias(const Ctx *c, local const uint *of, uint row) { return FLOATS(c, of[BIAS], of[BIAS_AT])[row]; }
+
 #if !PTX
 // What the lanes of a team have put into c->red for row r, added up in order; as integers where they are.
 static inline float team_total(const Ctx *c, uint r, bool whole) {

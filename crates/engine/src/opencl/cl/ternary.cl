@@ -7,6 +7,7 @@
 #define TQ2_AT(i) (((i) >> 1) * 128 + ((i) & 1) * 16)
 
 typedef struct { uint4 x; } item_tq2;
+#define TWICE_item_tq2 1
 static inline void load_tq2(item_tq2 *it, const Row *r, uint i) {
     it->x = ((global const uint4 *)r->p0)[i];
 }

@@ -4,16 +4,21 @@
 #define DOT_PLAIN CAT(dot_tq2_plain_, AS)
 #define DOT_FLIP CAT(dot_tq2_flip_, AS)
 
-static inline int DOT_PLAIN(const item_tq2 *it, AS const uchar *rec, uint i) {
+// `turn`: bytes from one plane's values to the next. 32 where values are in their order; else all of a plane's values lie side by
+// side, and so do those that neighbouring work-items read.
+#define TURN_AT(i, turn) ((turn) == 32 ? TQ2_AT(i) : 16 * (i))
+static inline int DOT_PLAIN(const item_tq2 *it, AS const uchar *rec, uint i, uint turn) {
     int s = 0;
-    AS const uchar *q = rec + TQ2_AT(i);
-    for (uint l = 0; l < 4; l++) s = dot16((it->x >> (2 * l)) & 0x03030303u, *(AS const uint4 *)(q + l * 32), s);
+    AS const uchar *q = rec + TURN_AT(i, turn);
+#pragma unroll
+    for (uint l = 0; l < 4; l++) s = dot16((it->x >> (2 * l)) & 0x03030303u, *(AS const uint4 *)(q + l * turn), s);
     return s;
 }
-static inline int DOT_FLIP(const item_tq2 *it, AS const uchar *rec, uint i) {
+static inline int DOT_FLIP(const item_tq2 *it, AS const uchar *rec, uint i, uint turn) {
     int s = 0;
-    AS const uchar *q = rec + TQ2_AT(i);
-    for (uint l = 0; l < 4; l++) s = dot16((it->x >> (6 - 2 * l)) & 0x03030303u, *(AS const uint4 *)(q + l * 32), s);
+    AS const uchar *q = rec + TURN_AT(i, turn);
+#pragma unroll
+    for (uint l = 0; l < 4; l++) s = dot16((it->x >> (6 - 2 * l)) & 0x03030303u, *(AS const uint4 *)(q + l * turn), s);
     return s;
 }
 static inline int CAT(dot_tq1_, AS)(const item_tq1 *it, AS const uchar *rec, uint i) {

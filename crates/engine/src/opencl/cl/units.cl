@@ -2,10 +2,11 @@
 // have is added up, and scale, bias, gate or residual follow at once.
 static void UNITS_OF(const Ctx *c, AS const uchar *x, uint stride) {
     local const uint *P = c->P;
-    const uint units = P[UNITS], nt = count_tokens(c), cols = P[COLS], padded = (cols + 255) / 256 * 256;
+    const uint nt = count_tokens(c), cols = P[COLS], padded = (cols + 255) / 256 * 256;
     const bool pair = P[FLAGS] & 2;
-    const uint from = (uint)((ulong)c->group * units / c->groups), to = (uint)((ulong)(c->group + 1) * units / c->groups);
-    for (uint b = from; b < to; b += TEAMS) {
+    const bool dealt = is_dealt(c, P);
+    const uint from = dealt ? c->group * TEAMS : first_unit(c, c->group), to = dealt ? P[UNITS] : first_unit(c, c->group + 1);
+    for (uint b = from; b < to; b += dealt ? c->groups * TEAMS : TEAMS) {
         const bool live = b + c->team < to;
         uint unit = live ? b + c->team : to - 1;
         local const uint *p = P + PROD;
@@ -18,6 +19,27 @@ static void UNITS_OF(const Ctx *c, AS const uchar *x, uint stride) {
             }
         }
         const bool whole = p[FMT] == 1 || p[FMT] == 3 || p[FMT] == 5;
+#if PTX
+        // What the results will be multiplied with and added to, asked for before the sums: a team has lanes for all rows.
+        float scales[2] = {0, 0}, biases[2] = {0, 0}, before = 0;
+        {
+            const uint row = unit * (pair ? ROWS / 2 : ROWS) + c->lane;
+            if (live && c->lane < (pair ? ROWS / 2 : ROWS) && row < p[ROWS_OF]) {
+                for (uint i = 0; i < (pair ? 2 : 1); i++) {
+                    if (whole) scales[i] = row_scale(c, p + i * PROD_WORDS, row);
+                    if (p[i * PROD_WORDS + BIAS] != NONE) biases[i] = row_bias(c, p + i * PROD_WORDS, row);
+                }
+                if (COLUMNS == 1 && p[ADD] != NONE) before = FLOATS(c, p[ADD], p[ADD_AT])[row];
+            }
+        }
+#define SCALE_OF(i, of) scales[i]
+#define BIAS_OF(i, of) biases[i]
+#define BEFORE(at) (COLUMNS == 1 ? before : *(at))
+#else
+#define SCALE_OF(i, of) row_scale(c, of, row)
+#define BIAS_OF(i, of) row_bias(c, of, row)
+#define BEFORE(at) (*(at))
+#endif
         for (uint t0 = 0; t0 < nt; t0 += COLUMNS) {
             const uint last = min((uint)COLUMNS, nt - t0) - 1;
             float out[ROWS * COLUMNS];
@@ -57,22 +79,23 @@ static void UNITS_OF(const Ctx *c, AS const uchar *x, uint stride) {
                     for (uint i = 0; i < (pair ? 2 : 1); i++) {
                         local const uint *of = p + i * PROD_WORDS;
                         if (whole) {
-                            uint plane = of[FMT] == 3 ? of[PL2] : of[PL1];
-                            float d = ((global const float *)(LINE(c, of[MAT]) + ((ulong)plane << 4)))[row];
                             AS const float *scale = (AS const float *)(rec + padded + padded / 8);
                             int sum = as_int(y[i]) - ((AS const int *)scale)[1];
-                            y[i] = (float)sum * d * (scale[0] * as_float(of[TENSOR]));
+                            y[i] = (float)sum * SCALE_OF(i, of) * (scale[0] * as_float(of[TENSOR]));
                         } else if (of[FMT] == 2 || of[FMT] == 4) {
                             y[i] *= *(AS const float *)(rec + padded + padded / 8) * as_float(of[TENSOR]);
                         } else if (of[FMT] >= 32) {
                             y[i] *= as_float(of[TENSOR]);
                         }
                         y[i] *= as_float(of[SCALE]);
-                        if (of[BIAS] != NONE) y[i] += FLOATS(c, of[BIAS], of[BIAS_AT])[row];
+                        if (of[BIAS] != NONE) y[i] += BIAS_OF(i, of);
                     }
                     float z = pair ? activate(P[ACTIVATION], y[0]) * y[1] : y[0];
                     if (as_float(P[SOFTCAP]) != 0) z = as_float(P[SOFTCAP]) * tanh(z / as_float(P[SOFTCAP]));
-                    if (p[ADD] != NONE) FLOATS(c, p[ADD], p[ADD_AT])[(ulong)(t0 + k) * p[ADD_STRIDE] + row] += z;
+                    if (p[ADD] != NONE) {
+                        global float *to = FLOATS(c, p[ADD], p[ADD_AT]) + (ulong)(t0 + k) * p[ADD_STRIDE] + row;
+                        *to = BEFORE(to) + z;
+                    }
                     else FLOATS(c, p[OUT], p[OUT_AT])[(ulong)(t0 + k) * p[OUT_STRIDE] + row] = z;
                 }
 #if !PTX
@@ -80,5 +103,8 @@ static void UNITS_OF(const Ctx *c, AS const uchar *x, uint stride) {
 #endif
             }
         }
+#undef SCALE_OF
+#undef BIAS_OF
+#undef BEFORE
     }
 }
