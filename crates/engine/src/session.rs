@@ -154,6 +154,15 @@ impl Session {
     /// # Errors
     /// As [`Session::new`]. What it holds later may be more than the budget has room for: then steps fail.
     pub fn placed(placed: &Placed, pool: &Pool, options: SessionOptions) -> Result<Self, SessionError> {
+        if placed.memory().has_whole_parts() {
+            let mut session = Self::open(placed.model(), None, pool, options)?;
+            let (sizes, ropes) = (session.device_sizes(), session.ropes.clone());
+            session.device = DeviceSession::placed(placed, session.kv.layout(), ropes, sizes).map(Box::new);
+            if let Some(device) = &session.device {
+                (session.batch, session.outputs) = (device.sizes().batch, device.sizes().outputs);
+            }
+            return Ok(session);
+        }
         let mut session = Self::open(placed.model(), Some(placed.enter()), pool, options)?;
         // A prompt's buffers take room from the weights; a small part of the budget is enough for them.
         let share = placed.memory().budget() / 8;
@@ -175,10 +184,14 @@ impl Session {
         options: SessionOptions,
     ) -> Result<Self, SessionError> {
         let mut session = Self::open(model, None, pool, options)?;
-        let sizes = DeviceSizes { context: session.context, batch: session.batch, outputs: session.outputs };
-        let device = DeviceSession::open(gpu, model, session.kv.layout(), &session.ropes, sizes)?;
+        let (sizes, ropes) = (session.device_sizes(), session.ropes.clone());
+        let device = DeviceSession::whole(gpu, model, session.kv.layout(), ropes, sizes)?;
         session.device = Some(Box::new(device));
         Ok(session)
+    }
+
+    fn device_sizes(&self) -> DeviceSizes {
+        DeviceSizes { context: self.context, batch: self.batch, outputs: self.outputs }
     }
 
     fn open(
@@ -254,12 +267,18 @@ impl Session {
     /// come before. Logits of the last step are gone then.
     pub fn rest(&mut self) {
         (self.scratch, self.paid, self.gathered) = (None, None, Vec::new());
+        if let Some(device) = &mut self.device {
+            device.rest();
+        }
     }
 
     /// Forgets every token after the first `len`.
     pub fn truncate(&mut self, len: usize) {
         self.tokens.truncate(len);
         self.kv.shrink(self.tokens.len());
+        if let Some(device) = &mut self.device {
+            device.shrink(self.tokens.len());
+        }
     }
 
     /// Makes the session hold `len` tokens that were never computed: for plans, which want to know what a step costs there

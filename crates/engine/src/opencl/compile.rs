@@ -6,6 +6,7 @@
 
 use super::formats::{FLOAT, Stored, grain_code};
 use super::gpu::Gpu;
+use super::model::DeviceModel;
 use super::phase::{Do, NONE, PRODUCT, Phase, Place, product, word};
 use crate::kv::KvLayout;
 use crate::model::Architecture;
@@ -43,14 +44,15 @@ pub(super) struct Plan<'a> {
     pub gpu: &'a Gpu,
     pub arch: &'a Architecture,
     pub weights: &'a WeightTable,
-    pub matrices: &'a [OnDevice],
+    pub device: &'a DeviceModel,
     pub kv: &'a KvLayout,
     /// Line and width of each slot.
     pub slots: [(u32, usize); 8],
     /// Lines of vectors.
     pub vectors: &'a [u32],
-    /// Lines of the angles of each rope table.
+    /// Lines of the angles of each rope table: of all positions, or of the step's alone.
     pub ropes: &'a [u32],
+    pub step_angles: bool,
     pub records: u32,
     pub tokens: u32,
     pub partial: u32,
@@ -64,6 +66,8 @@ pub(super) struct Plan<'a> {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Table {
     pub phases: Vec<Phase>,
+    /// Phases up to the end of each part.
+    pub ends: Vec<usize>,
     /// Phases before the head, up to the logits, and all.
     pub body: usize,
     pub head: usize,
@@ -91,14 +95,15 @@ pub(super) fn tile(gpu: &Gpu, arch: &Architecture, layer: usize, single: bool) -
 
 /// Compiles the whole graph, for steps of one token (`single`) or of several.
 pub(super) fn compile(plan: &Plan<'_>, single: bool) -> Table {
-    let mut c = Compiler { plan, single, table: Table::default(), head: false };
-    let units = &plan.arch.units;
-    for (i, unit) in units.iter().enumerate() {
-        if i + 1 == units.len() {
+    let mut c = Compiler { plan, single, table: Table::default(), part: 0, norm: None, head: false };
+    for (i, part) in plan.device.parts.iter().enumerate() {
+        if !c.head && part.name.starts_with("head") {
             c.table.body = c.table.phases.len();
             c.head = true;
         }
-        c.unit(&unit.ops);
+        c.part = i;
+        c.ops(&part.ops);
+        c.table.ends.push(c.table.phases.len());
     }
     c.table.head = c.table.phases.len();
     c.argmax();
@@ -111,6 +116,11 @@ struct Compiler<'a> {
     plan: &'a Plan<'a>,
     single: bool,
     table: Table,
+    /// The part at hand.
+    part: usize,
+    /// What was normalized last, with what weights, and to where: the products of that take it along, and where they were
+    /// cut between parts, each part's do.
+    norm: Option<(View, VectorId, View)>,
     /// In the head, which runs for some tokens only.
     head: bool,
 }
@@ -137,9 +147,8 @@ impl Compiler<'_> {
         self.table.phases.push(phase);
     }
 
-    fn unit(&mut self, ops: &[Op]) {
+    fn ops(&mut self, ops: &[Op]) {
         let mut heads = Heads::default();
-        let mut norm: Option<(View, VectorId)> = None;
         let mut i = 0;
         while i < ops.len() {
             let next = ops.get(i + 1);
@@ -150,7 +159,7 @@ impl Compiler<'_> {
                         self.add_norm(*x, *weight, *to);
                         i += 1;
                     }
-                    _ => norm = Some((*x, *weight)),
+                    _ => self.norm = Some((*x, *weight, *out)),
                 },
                 Op::RmsNormHeads { x, weight } if x.at == 0 => heads.q_norm = Some(*weight),
                 Op::RmsNormHeads { weight, .. } => heads.k_norm = Some(*weight),
@@ -164,7 +173,8 @@ impl Compiler<'_> {
                         Some(Op::Glu { gate, up, out, activation }) => Some((*gate, *up, *out, *activation)),
                         _ => None,
                     };
-                    if self.matmul(*input, norm.take(), products, glu) {
+                    let norm = self.norm.filter(|(.., out)| out == input).map(|(x, weight, _)| (x, weight));
+                    if self.matmul(*input, norm, products, glu) {
                         i += 1;
                     }
                 }
@@ -175,11 +185,13 @@ impl Compiler<'_> {
         }
     }
 
+    /// Nothing where the table does not stay on the device: the host writes the rows then.
     fn embed(&mut self, table: MatrixId, scale: f32) {
-        let m = &self.plan.matrices[table.0];
+        let Some(part) = self.plan.device.table else { return };
+        let m = &self.plan.device.matrices[table.0];
         let x = self.place(View::new(Slot::X, m.cols));
         let phase = self
-            .products(Phase::new(Do::Embed), &[(table, m.rows)])
+            .products(Phase::new(Do::Embed), part, &[(table, 0, m.rows)])
             .set(word::COLS, m.cols as u32)
             .set(word::TOKENS, self.plan.tokens)
             .of(0, product::SCALE, scale.to_bits());
@@ -208,16 +220,21 @@ impl Compiler<'_> {
     }
 
     /// The words of matrices: form, place and size.
-    fn products(&self, mut phase: Phase, of: &[(MatrixId, usize)]) -> Phase {
-        for (k, (id, rows)) in of.iter().enumerate() {
-            let m = &self.plan.matrices[id.0];
+    fn products(&self, mut phase: Phase, part: usize, of: &[(MatrixId, usize, usize)]) -> Phase {
+        for (k, (id, first, rows)) in of.iter().enumerate() {
+            let m = &self.plan.device.matrices[id.0];
+            let found =
+                self.plan.device.pieces[part].iter().find(|p| p.matrix == *id && p.rows.start == *first);
+            let Some(piece) = found.filter(|p| p.rows.len() == *rows) else {
+                unreachable!("a product of a part has the rows of a piece of it")
+            };
             phase = phase
                 .of(k, product::FMT, m.code())
-                .of(k, product::MAT, id.0 as u32)
+                .of(k, product::MAT, piece.word)
                 .of(k, product::ROWS, *rows as u32)
                 .of(k, product::SCALE, 1f32.to_bits())
                 .of(k, product::TENSOR, m.scale.to_bits());
-            let planes = m.stored.planes(m.rows, m.cols);
+            let planes = m.stored.planes(*rows, m.cols);
             for (j, plane) in planes[1..planes.len() - 1].iter().enumerate() {
                 phase = phase.of(k, product::PLANES + j, (plane / 16) as u32);
             }
@@ -234,7 +251,7 @@ impl Compiler<'_> {
         glu: Option<(View, View, View, Activation)>,
     ) -> bool {
         let plan = self.plan;
-        let of = |p: &Product| &plan.matrices[p.matrix.0];
+        let of = |p: &Product| &plan.device.matrices[p.matrix.0];
         let pair = match (&glu, products) {
             (Some((gate, up, ..)), [a, b]) => {
                 a.out == *gate && b.out == *up && of(a).code() == of(b).code() && of(a).grain == of(b).grain
@@ -305,8 +322,8 @@ impl Compiler<'_> {
     fn product(&mut self, phase: Phase, products: &[&Product], glu: Option<(View, View, View, Activation)>) {
         let plan = self.plan;
         let rows = plan.gpu.shape.rows;
-        let of: Vec<_> = products.iter().map(|p| (p.matrix, p.out.width)).collect();
-        let mut phase = self.products(phase, &of).set(word::NPROD, products.len() as u32);
+        let of: Vec<_> = products.iter().map(|p| (p.matrix, p.first, p.out.width)).collect();
+        let mut phase = self.products(phase, self.part, &of).set(word::NPROD, products.len() as u32);
         let units = match glu {
             Some((gate, ..)) => gate.width.div_ceil(rows / 2),
             None => products.iter().map(|p| p.out.width.div_ceil(rows)).sum(),
@@ -379,7 +396,7 @@ impl Compiler<'_> {
             window.unwrap_or(0) as u32,
             scale.to_bits(),
             plan.ropes[heads.rope],
-            0,
+            u32::from(plan.step_angles),
             (h.rope_dims / 2) as u32,
             u32::from(plan.arch.spec.pairing == Pairing::Halves),
             u32::from(self.single),

@@ -17,6 +17,7 @@
 #define WINDOW 22      // 0: none
 #define A_SCALE 23
 #define ROPE 24        // line of the angles: for each position cos, then sin, of each pair
+#define OF_STEP 25     // 1: of the step's positions alone
 #define PAIRS 26
 #define HALVES 27      // 1: pairs are half a rotation apart
 #define FRESH 28       // 1: queries and this token's key and value come as the product left them
@@ -29,7 +30,7 @@
 static inline void rotate(const Ctx *c, local float *x, uint heads, uint d, uint pos) {
     local const uint *P = c->P;
     const uint pairs = P[PAIRS];
-    global const float *angles = FLOATS(c, P[ROPE], (ulong)pos * 2 * pairs);
+    global const float *angles = FLOATS(c, P[ROPE], (ulong)(P[OF_STEP] ? pos - c->pos0 : pos) * 2 * pairs);
     for (uint i = c->tid; i < heads * pairs; i += T) {
         uint h = i / pairs, k = i % pairs;
         uint a = h * d + (P[HALVES] ? k : 2 * k), b = P[HALVES] ? a + pairs : a + 1;
