@@ -14,7 +14,7 @@ use crate::opencl::{DeviceError, DeviceModel, Gpu};
 use nexaquant_opencl::{Buffer, Done, Queue};
 use nexaquant_residency::{Bytes, Charge, Finished, ModelId, Reason, Started, Store, UnitId};
 use std::collections::{HashMap, VecDeque};
-use std::ops::Range;
+use std::ops::{AddAssign, Range};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -101,6 +101,8 @@ struct Fence {
 /// Copies whose end nobody has looked at: of the bytes, and of the addresses behind them.
 struct Flight {
     bytes: u64,
+    /// Its time is wanted.
+    timed: bool,
     copied: Done,
     landed: Landed,
 }
@@ -114,10 +116,30 @@ pub struct Uploads {
     pub bytes: u64,
     /// Time that copying took, one part after another.
     pub copying: Duration,
-    /// From being queued to being usable: the sum, and the longest. A copy that has to wait for its place waits in here.
+    /// From being queued to being usable, one part after another. A copy that has to wait for its place waits in here.
     pub page_in: Duration,
-    /// The longest one.
-    pub longest: Duration,
+}
+
+impl Uploads {
+    /// What was copied after `before`, an earlier copy of this.
+    #[must_use]
+    pub fn since(&self, before: &Uploads) -> Uploads {
+        Uploads {
+            parts: self.parts - before.parts,
+            bytes: self.bytes - before.bytes,
+            copying: self.copying.saturating_sub(before.copying),
+            page_in: self.page_in.saturating_sub(before.page_in),
+        }
+    }
+}
+
+impl AddAssign for Uploads {
+    fn add_assign(&mut self, other: Uploads) {
+        self.parts += other.parts;
+        self.bytes += other.bytes;
+        self.copying += other.copying;
+        self.page_in += other.page_in;
+    }
 }
 
 /// Copies that are remembered at most until somebody asks how long they took.
@@ -133,6 +155,8 @@ pub(crate) struct DeviceStore {
     fences: Vec<Fence>,
     flights: VecDeque<Flight>,
     uploads: Uploads,
+    /// From being queued to being usable, in the order of loads, where somebody wants to know.
+    times: Option<VecDeque<Option<Duration>>>,
 }
 
 fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
@@ -151,6 +175,7 @@ impl DeviceStore {
             fences: Vec::new(),
             flights: VecDeque::new(),
             uploads: Uploads::default(),
+            times: None,
         }
     }
 
@@ -221,13 +246,26 @@ impl DeviceStore {
     }
 
     fn count(&mut self, flight: &Flight) {
-        let Some((copied, landed)) = flight.copied.times().zip(flight.landed.times()) else { return };
-        let page_in = landed.ended.saturating_sub(copied.queued);
+        let times = flight.copied.times().zip(flight.landed.times());
+        let page_in = times.map(|(copied, landed)| landed.ended.saturating_sub(copied.queued));
+        if let (Some(times), true) = (&mut self.times, flight.timed) {
+            times.push_back(page_in);
+        }
+        let (Some((copied, _)), Some(page_in)) = (times, page_in) else { return };
         let all = &mut self.uploads;
         (all.parts, all.bytes) = (all.parts + 1, all.bytes + flight.bytes);
         all.copying += copied.ended.saturating_sub(copied.started);
         all.page_in += page_in;
-        all.longest = all.longest.max(page_in);
+    }
+
+    /// From here on somebody takes note of how long each load takes.
+    pub fn take_times(&mut self) {
+        self.times.get_or_insert_default();
+    }
+
+    /// How long the next load took, of those that are over; `None` inside where the device does not say.
+    pub fn next_time(&mut self) -> Option<Option<Duration>> {
+        self.times.as_mut()?.pop_front()
     }
 
     /// Queues the copy of a part to `place`, and its addresses.
@@ -265,7 +303,13 @@ impl DeviceStore {
                 {
                     self.count(&oldest);
                 }
-                self.flights.push_back(Flight { bytes: bytes as u64, copied, landed: Arc::clone(&landed) });
+                let timed = self.times.is_some();
+                self.flights.push_back(Flight {
+                    bytes: bytes as u64,
+                    timed,
+                    copied,
+                    landed: Arc::clone(&landed),
+                });
                 Ok(landed)
             }
             Err(error) => {

@@ -12,6 +12,7 @@ use super::fill::{FillStats, Filler};
 use super::placed::{Fixed, Placed, Resident, Tenancy};
 use super::places::ALIGN;
 use super::source::{Io, SECTOR, Source, source};
+use super::watch::{Label, Late};
 use super::{Bytes, Pin};
 use crate::cpu::Sizes;
 use crate::kv::KvLayout;
@@ -25,7 +26,6 @@ use nexaquant_residency::{
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering::*;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 /// Who is evicted first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -70,31 +70,6 @@ impl MemoryOptions {
     pub fn new(budget: u64) -> Self {
         Self { budget, policy: PolicyName::default(), prefetch: true, io: Io::default() }
     }
-}
-
-/// A part came, went, or shrank. For traces and maps.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// Time since the memory was made.
-    pub at: Duration,
-    /// The name the model was registered under.
-    pub model: Arc<str>,
-    /// Place of the part in a pass.
-    pub index: u32,
-    /// `layer 3`.
-    pub part: String,
-    /// Its size.
-    pub bytes: Bytes,
-    /// Bytes of it that are in memory now.
-    pub kept: Bytes,
-    /// Before.
-    pub from: State,
-    /// Now.
-    pub to: State,
-    /// How long the load, the wait or the eviction took.
-    pub took: Duration,
-    /// Bytes that the ledger has given out, everything included.
-    pub used: Bytes,
 }
 
 /// One part on the map.
@@ -154,15 +129,12 @@ pub(super) struct Core {
     /// Not as [`Placed`], which would keep the memory that keeps it.
     names: BTreeMap<String, Arc<Resident>>,
     /// What a part is called, for those who watch.
-    labels: Arc<Mutex<HashMap<ModelId, Label>>>,
+    pub labels: Arc<Mutex<HashMap<ModelId, Label>>>,
+    /// Changes on a device that nobody was told of yet.
+    pub late: Late,
     /// Small vectors of all models, which stay.
     fixed: Bytes,
     trace: Option<Vec<Access>>,
-}
-
-struct Label {
-    model: Arc<str>,
-    parts: Arc<[Part]>,
 }
 
 /// Blocks: small budgets have small ones, so that little is left free at the ends of parts; large ones have few.
@@ -224,6 +196,7 @@ impl Memory {
             pool: Pool::new(store, Bytes(options.budget), options.policy.policy()),
             names: BTreeMap::new(),
             labels: Arc::default(),
+            late: Late::default(),
             fixed: Bytes::ZERO,
             trace: None,
         };
@@ -487,7 +460,9 @@ impl Memory {
 
     /// What happened to all models together.
     pub fn stats(&self) -> Stats {
-        self.lock().pool.stats()
+        let mut core = self.lock();
+        core.tell();
+        core.pool.stats()
     }
 
     /// What was read, and what it took.
@@ -537,30 +512,6 @@ impl Memory {
             status.names.push(name.clone());
         }
         models.into_values().collect()
-    }
-
-    /// Calls `see` at each change of a part, from inside the memory: it must be quick and must not call the memory.
-    pub fn watch(&self, mut see: impl FnMut(&Change) + Send + 'static) {
-        let mut core = self.lock();
-        let labels = Arc::clone(&core.labels);
-        core.pool.subscribe(move |event| {
-            let labels = labels.lock().unwrap_or_else(PoisonError::into_inner);
-            let label = labels.get(&event.unit.model);
-            let part = label.and_then(|label| label.parts.get(event.unit.index as usize));
-            let (Some(label), Some(part)) = (label, part) else { return };
-            see(&Change {
-                at: event.at,
-                model: Arc::clone(&label.model),
-                index: event.unit.index,
-                part: part.name.clone(),
-                bytes: event.bytes,
-                kept: event.kept,
-                from: event.from,
-                to: event.to,
-                took: event.took,
-                used: event.used,
-            });
-        });
     }
 
     /// Compares all books with each other, and with what the store holds.

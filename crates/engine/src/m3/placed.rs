@@ -314,6 +314,11 @@ impl Tenancy {
         Ok(())
     }
 
+    /// Tells those who watch what has landed.
+    pub(crate) fn tell(&self) {
+        self.0.memory.lock().tell();
+    }
+
     /// Forgets what a step that failed may have left half copied.
     pub(crate) fn forget(&self) {
         let Placed { memory, resident } = &self.0;

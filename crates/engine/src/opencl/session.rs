@@ -300,6 +300,7 @@ impl DeviceSession {
             if done.is_err() {
                 arena.settle(&queue);
             }
+            self.tenancy.tell();
             done
         });
         done.map_err(|stopped| {
