@@ -386,10 +386,16 @@ impl Session {
         let model = self.model.clone();
         let arch = model.architecture();
         let embd = arch.hparams.embd;
-        let Some(scratch) = &mut self.scratch else { return Vec::new() };
-        let buffer = &mut scratch.slots[crate::model::op::Slot::X as usize];
-        let width = buffer.width;
-        let x = &buffer.data.as_mut()[row * width..][..embd];
+        let there;
+        let x: &[f32] = if let Some(device) = &self.device {
+            there = device.residual(row);
+            &there
+        } else {
+            let Some(scratch) = &mut self.scratch else { return Vec::new() };
+            let buffer = &mut scratch.slots[crate::model::op::Slot::X as usize];
+            let width = buffer.width;
+            &buffer.data.as_mut()[row * width..][..embd]
+        };
         let weight = arch.units.last().and_then(|head| match head.ops.first() {
             Some(Op::RmsNorm { weight, .. }) => Some(model.weights().vector(*weight)),
             _ => None,

@@ -114,9 +114,9 @@ pub struct Uploads {
     pub parts: u64,
     /// Their bytes.
     pub bytes: u64,
-    /// Time that copying took, one part after another.
+    /// From the start of a copy to its part being usable, one part after another.
     pub copying: Duration,
-    /// From being queued to being usable, one part after another. A copy that has to wait for its place waits in here.
+    /// The same from being queued on: a copy waits for those before it, and for its place.
     pub page_in: Duration,
 }
 
@@ -155,7 +155,7 @@ pub(crate) struct DeviceStore {
     fences: Vec<Fence>,
     flights: VecDeque<Flight>,
     uploads: Uploads,
-    /// From being queued to being usable, in the order of loads, where somebody wants to know.
+    /// From the start of a copy to its part being usable, in the order of loads, where somebody wants to know.
     times: Option<VecDeque<Option<Duration>>>,
 }
 
@@ -247,15 +247,14 @@ impl DeviceStore {
 
     fn count(&mut self, flight: &Flight) {
         let times = flight.copied.times().zip(flight.landed.times());
-        let page_in = times.map(|(copied, landed)| landed.ended.saturating_sub(copied.queued));
-        if let (Some(times), true) = (&mut self.times, flight.timed) {
-            times.push_back(page_in);
+        if let (Some(all), true) = (&mut self.times, flight.timed) {
+            all.push_back(times.map(|(copied, landed)| landed.ended.saturating_sub(copied.started)));
         }
-        let (Some((copied, _)), Some(page_in)) = (times, page_in) else { return };
         let all = &mut self.uploads;
         (all.parts, all.bytes) = (all.parts + 1, all.bytes + flight.bytes);
-        all.copying += copied.ended.saturating_sub(copied.started);
-        all.page_in += page_in;
+        let Some((copied, landed)) = times else { return };
+        all.copying += landed.ended.saturating_sub(copied.started);
+        all.page_in += landed.ended.saturating_sub(copied.queued);
     }
 
     /// From here on somebody takes note of how long each load takes.

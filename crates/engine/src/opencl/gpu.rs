@@ -69,6 +69,11 @@ impl Gpu {
     pub fn measure(&self) -> Result<Rates, Error> {
         self.device.measure()
     }
+    /// For tests: the `command`-th command from now on fails as if the device had been lost; 0: none does.
+    #[doc(hidden)]
+    pub fn fail_at(&self, command: u64) {
+        self.device.fail_at(command);
+    }
     /// Which path steps take, for people.
     pub fn path(&self) -> String {
         let kind = match self.shape.kind {

@@ -91,6 +91,11 @@ impl DeviceModel {
             word = word.next_multiple_of(WORDS as u32);
             pieces.push(of);
         }
+        // Parts of nearly the size of the largest take as much: whoever goes leaves a place for whoever comes.
+        let largest = parts.iter().map(|part| part.bytes).max().unwrap_or(0);
+        for part in parts.iter_mut().filter(|part| keep && part.bytes >= largest - largest / 8) {
+            part.bytes = largest;
+        }
         let embedding = model.architecture().embedding;
         let all = 0..matrices[embedding.0].rows;
         let whole = |of: &Vec<Piece>| of.iter().any(|p| p.matrix == embedding && p.rows == all);

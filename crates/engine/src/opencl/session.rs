@@ -189,6 +189,17 @@ impl DeviceSession {
         let vocab = self.device.model.architecture().vocab;
         &mut self.logits[row * vocab..(row + 1) * vocab]
     }
+    /// The residual stream of the `row`-th token of the last step; nothing where its buffers are gone.
+    pub fn residual(&self, row: usize) -> Vec<f32> {
+        let Some(Scratch { layout, sizes, .. }) = &self.scratch else { return Vec::new() };
+        let (line, width) = layout.slots[Slot::X as usize];
+        let mut bytes = vec![0; if row < sizes.batch { width * 4 } else { 0 }];
+        let at = line as usize * 16 + row * width * 4;
+        if self.arena.compute().read(&self.arena.buffer, at, &mut bytes).is_err() {
+            return Vec::new();
+        }
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
     /// Gives up the buffers until the next step.
     pub fn rest(&mut self) {
         if !self.tenancy.is_whole() {
@@ -208,18 +219,22 @@ impl DeviceSession {
         // As large as this kind of step needs.
         let fits =
             |s: &Sizes| s.batch >= tokens && s.outputs >= outputs && (whole || tokens > 1 || s.batch == 1);
-        let mut news = false;
-        if !self.scratch.as_ref().is_some_and(|scratch| fits(&scratch.sizes)) {
+        // The buffers lie next to the weights, pages behind them: so what the buffers give up the weights can have.
+        let more = self.pages.len() * PAGE < positions;
+        let mut sizes = self.scratch.as_ref().map(|scratch| scratch.sizes).filter(fits);
+        if sizes.is_none() || (more && !whole) {
             self.scratch = None;
             let one = Sizes { batch: 1, outputs: 1, ..self.sizes };
-            self.scratch = Some(self.place(if tokens == 1 && !whole { one } else { self.sizes })?);
-            news = true;
+            sizes = Some(if tokens == 1 && !whole { one } else { self.sizes });
         }
         while self.pages.len() * PAGE < positions {
             self.pages.push(self.tenancy.region(Class::Kv, self.kv.page_bytes(), "a page of the cache")?);
-            news = true;
         }
-        if let (true, Some(scratch)) = (news, &self.scratch) {
+        let placed = self.scratch.is_none();
+        if let (true, Some(sizes)) = (placed, sizes) {
+            self.scratch = Some(self.place(sizes)?);
+        }
+        if let (true, Some(scratch)) = (more || placed, &self.scratch) {
             let words: Vec<u8> = self.pages.iter().flat_map(|page| page.line.to_le_bytes()).collect();
             let at = scratch.layout.pages as usize * 16;
             self.arena.compute().write(&self.arena.buffer, at, &words)?;

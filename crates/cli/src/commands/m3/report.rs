@@ -13,6 +13,7 @@ use nexaquant_engine::m3::policy::{Lru, replay};
 use nexaquant_engine::m3::{Bytes, FillStats, Memory, UnitStatus, Uploads};
 use nexaquant_engine::scheduler::Outcome;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 pub struct Report<'a> {
     scenario: &'a Scenario,
@@ -121,9 +122,13 @@ impl<'a> Report<'a> {
                 up.bytes as f64 / copying / 1e9
             );
             line("copied to the device", text);
-            let each = up.page_in.as_secs_f64() / up.parts as f64;
-            let text = format!("{:.1} us, waiting for its place included", each * 1e6);
-            line("page-in of a part, queued to usable", text);
+            let each = |time: Duration| time.as_secs_f64() * 1e6 / up.parts as f64;
+            let text = format!(
+                "{:.1} us from its start, {:.1} us from being queued",
+                each(up.copying),
+                each(up.page_in)
+            );
+            line("page-in of a part to usable, mean", text);
         }
         if let Some(peak) = self.peak_rss {
             let beyond = match self.uploads {
