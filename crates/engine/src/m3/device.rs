@@ -15,6 +15,7 @@ use nexaquant_opencl::{Buffer, Done, Queue};
 use nexaquant_residency::{Bytes, Charge, Finished, ModelId, Reason, Started, Store, UnitId};
 use std::collections::{HashMap, VecDeque};
 use std::ops::{AddAssign, Range};
+use std::sync::atomic::{AtomicBool, Ordering::*};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -41,6 +42,12 @@ impl DeviceArena {
     /// The queue that computes, for a step.
     pub fn compute(&self) -> MutexGuard<'_, Queue> {
         self.compute.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes to a region that no launch reads yet. Not by the queue that computes: whoever holds that may want the memory, which
+    /// whoever calls this may hold.
+    pub fn write(&self, line: u32, bytes: &[u8]) -> Result<(), DeviceError> {
+        self.copy.write(&self.buffer, line as usize * 16, bytes)
     }
 
     /// Waits until nothing is under way, after something has failed. `compute`: the caller's.
@@ -79,8 +86,43 @@ impl Drop for Taken {
     }
 }
 
-/// A part on its way or there: the end of its copy.
-pub(crate) type Landed = Arc<Done>;
+/// A part on its way or there.
+#[derive(Debug)]
+pub(crate) struct Landing {
+    done: Done,
+    /// Asking the driver takes as long as a decision of the pool.
+    over: AtomicBool,
+}
+
+pub(crate) type Landed = Arc<Landing>;
+
+impl Landing {
+    /// The end of its copy, to wait for, if that was still under way when somebody asked last.
+    pub fn pending(&self) -> Option<&Done> {
+        if self.over.load(Acquire) {
+            return None;
+        }
+        let over = matches!(self.done.is_over(), Ok(true));
+        self.over.store(over, Release);
+        (!over).then_some(&self.done)
+    }
+}
+
+/// What must be over before a place is written.
+#[derive(Clone, Debug)]
+enum Last {
+    Copy(Landed),
+    Launch(Arc<Done>),
+}
+
+impl Last {
+    fn done(&self) -> &Done {
+        match self {
+            Last::Copy(landed) => &landed.done,
+            Last::Launch(done) => done,
+        }
+    }
+}
 
 #[derive(Debug)]
 struct Held {
@@ -95,7 +137,7 @@ struct Held {
 struct Fence {
     place: Range<u64>,
     unit: UnitId,
-    over: Arc<Done>,
+    last: Last,
 }
 
 /// Copies whose end nobody has looked at: of the bytes, and of the addresses behind them.
@@ -203,7 +245,7 @@ impl DeviceStore {
         for at in self.free.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             self.places.free(at);
         }
-        self.fences.retain(|fence| matches!(fence.over.is_over(), Ok(false)));
+        self.fences.retain(|fence| matches!(fence.last.done().is_over(), Ok(false)));
     }
 
     /// The last place where `bytes` could lie if the parts that `may_go` went, and those parts.
@@ -215,7 +257,7 @@ impl DeviceStore {
     /// Takes a place that [`DeviceStore::last`] has found and that is free by now. Waits for what is under way there.
     pub fn take(&mut self, place: &Range<u64>, charge: Charge) -> Result<Region, DeviceError> {
         for fence in self.fences.iter().filter(|fence| overlap(&fence.place, place)) {
-            fence.over.wait()?;
+            fence.last.done().wait()?;
         }
         self.places.take(place);
         let taken = Taken { at: place.start, free: Arc::clone(&self.free) };
@@ -236,7 +278,7 @@ impl DeviceStore {
     /// What was copied so far.
     pub fn uploads(&mut self) -> Uploads {
         while let Some(flight) = self.flights.front() {
-            if matches!(flight.landed.is_over(), Ok(false)) {
+            if matches!(flight.landed.done.is_over(), Ok(false)) {
                 break;
             }
             let Some(flight) = self.flights.pop_front() else { break };
@@ -246,7 +288,7 @@ impl DeviceStore {
     }
 
     fn count(&mut self, flight: &Flight) {
-        let times = flight.copied.times().zip(flight.landed.times());
+        let times = flight.copied.times().zip(flight.landed.done.times());
         if let (Some(all), true) = (&mut self.times, flight.timed) {
             all.push_back(times.map(|(copied, landed)| landed.ended.saturating_sub(copied.started)));
         }
@@ -273,7 +315,7 @@ impl DeviceStore {
         let image = model.image(index)?;
         let fixed = model.fixed.get().ok_or("the model has no place on the device")?;
         let before = |fence: &&Fence| fence.unit == unit || overlap(&fence.place, place);
-        let after: Vec<&Done> = self.fences.iter().filter(before).map(|fence| &*fence.over).collect();
+        let after: Vec<&Done> = self.fences.iter().filter(before).map(|fence| fence.last.done()).collect();
         let bytes = image.bytes().len();
         let queued = || -> Result<(Done, Done), DeviceError> {
             let copied = arena.copy.upload(&arena.buffer, place.start as usize, &image, 0..bytes, &after)?;
@@ -296,7 +338,7 @@ impl DeviceStore {
         };
         match queued() {
             Ok((copied, landed)) => {
-                let landed = Arc::new(landed);
+                let landed = Arc::new(Landing { done: landed, over: AtomicBool::new(false) });
                 if self.flights.len() == MOST_FLIGHTS
                     && let Some(oldest) = self.flights.pop_front()
                 {
@@ -344,7 +386,8 @@ impl DeviceStore {
         let Some(Held { place, landed, used }) = self.held.remove(&unit) else { return };
         self.places.free(place.start);
         // A launch that used it has waited for its copy.
-        self.fences.push(Fence { place, unit, over: used.unwrap_or(landed) });
+        let last = used.map_or(Last::Copy(landed), Last::Launch);
+        self.fences.push(Fence { place, unit, last });
     }
 }
 
@@ -366,6 +409,16 @@ pub(crate) enum AnyStore {
 pub(crate) enum Handle {
     Host(super::Image),
     Device(Landed),
+}
+
+impl Handle {
+    /// The end of a copy to a device that may still be under way.
+    pub fn pending(&self) -> Option<&Done> {
+        match self {
+            Handle::Host(_) => None,
+            Handle::Device(landed) => landed.pending(),
+        }
+    }
 }
 
 impl Store for AnyStore {

@@ -234,18 +234,14 @@ impl Memory {
         model: &Model,
         source: Arc<dyn Source>,
     ) -> Result<Placed, MemoryError> {
-        let mut core = self.lock();
-        if core.names.contains_key(name) {
-            return Err(MemoryError::NameTaken { name: name.to_owned() });
-        }
-        if let Some(resident) = core.names.values().find(|resident| resident.model.same(model)).cloned() {
-            core.names.insert(name.to_owned(), Arc::clone(&resident));
-            return Ok(Placed::new(self.clone(), resident));
-        }
         let grid = match &self.0.site {
             Site::Host { grid, .. } => *grid,
-            Site::Device { arena, .. } => return self.add_to_device(&mut core, arena, name, model, source),
+            Site::Device { arena, .. } => return self.add_to_device(arena, name, model, source),
         };
+        let mut core = self.lock();
+        if let Some(placed) = self.known(&mut core, name, model)? {
+            return Ok(placed);
+        }
         let weights = model.weights();
         let mut fixed = core.charge(Class::Weights, Bytes(weights.vector_bytes()))?;
         fixed.commit();
@@ -266,6 +262,23 @@ impl Memory {
         }
         let resident = Resident::new(id, model.clone(), parts, source, Fixed::Charge(fixed), None);
         Ok(self.settled(&mut core, name, resident))
+    }
+
+    /// A model that has a place already gets one more name. An error if the name is taken.
+    pub(super) fn known(
+        &self,
+        core: &mut Core,
+        name: &str,
+        model: &Model,
+    ) -> Result<Option<Placed>, MemoryError> {
+        if core.names.contains_key(name) {
+            return Err(MemoryError::NameTaken { name: name.to_owned() });
+        }
+        let same = core.names.values().find(|resident| resident.model.same(model)).cloned();
+        Ok(same.map(|resident| {
+            core.names.insert(name.to_owned(), Arc::clone(&resident));
+            Placed::new(self.clone(), resident)
+        }))
     }
 
     /// Makes a model that has its id known under its name.

@@ -68,24 +68,41 @@ impl Memory {
         memory.place(&mut memory.lock(), arena, &name, device, source)
     }
 
+    /// Not under the lock: compiling and packing take a while, and others compute meanwhile.
     pub(super) fn add_to_device(
         &self,
-        core: &mut Core,
         arena: &DeviceArena,
         name: &str,
         model: &Model,
         source: Arc<dyn Source>,
     ) -> Result<Placed, MemoryError> {
+        let room = {
+            let mut core = self.lock();
+            if let Some(placed) = self.known(&mut core, name, model)? {
+                return Ok(placed);
+            }
+            core.room()
+        };
         let (arch, weights) = (model.architecture(), model.weights());
         let row = (0..arch.matrices.len()).map(|i| weights.row_bytes(MatrixId(i))).max().unwrap_or(0);
         let grid = Grid { block: row.max(STEP), align: 1 };
         let (layer, all) = sizes(arch, weights, grid)?;
         let fixed = weights.vector_bytes() + ALIGN * arch.vectors.len() as u64;
-        let room = core.room().saturating_sub(Bytes(fixed)).saturating_sub(least_session(&arena.gpu, model));
+        let room = room.saturating_sub(Bytes(fixed)).saturating_sub(least_session(&arena.gpu, model));
         let two = room.0 / 2 / grid.block as u64;
         let most = two.clamp(1, u64::from(layer)).max(all / MOST_PARTS);
         let device = DeviceModel::new(&arena.gpu, model, cut(arch, weights, grid, most as u32)?, true)?;
-        self.place(core, arena, name, device, source)
+        device.pack().map_err(|(part, reason)| MemoryError::Read {
+            model: model.name(),
+            part: device.parts[part].name.clone(),
+            bytes: Bytes(device.parts[part].bytes),
+            reason: reason.to_string(),
+        })?;
+        let mut core = self.lock();
+        match self.known(&mut core, name, model)? {
+            Some(placed) => Ok(placed),
+            None => self.place(&mut core, arena, name, device, source),
+        }
     }
 
     fn place(
@@ -99,7 +116,7 @@ impl Memory {
         let model = device.model.clone();
         let fixed = core.region(Class::Weights, device.fixed_bytes(), &format!("the norms of {name}"))?;
         let bytes = device.place(fixed.line);
-        arena.compute().write(&arena.buffer, fixed.line as usize * 16, &bytes)?;
+        arena.write(fixed.line, &bytes)?;
         let sizes: Vec<Size> = device.parts.iter().map(|part| Size::whole(Bytes(part.bytes))).collect();
         let id = core.pool.register(name, &sizes).map_err(MemoryError::Residency)?;
         let device = Arc::new(device);

@@ -286,14 +286,7 @@ impl Tenancy {
         while at < n {
             let mut leases = memory.acquire_stretch(resident, at as u32..n as u32)?;
             let end = at + leases.len();
-            let landed: Vec<&Done> = leases
-                .iter()
-                .filter_map(|lease| match &**lease {
-                    // Most have landed long ago.
-                    Handle::Device(landed) if !matches!(landed.is_over(), Ok(true)) => Some(&**landed),
-                    _ => None,
-                })
-                .collect();
+            let landed: Vec<&Done> = leases.iter().filter_map(|lease| lease.pending()).collect();
             if let Some(done) = launch(at..end, &landed)? {
                 let done = Arc::new(done);
                 if let AnyStore::Device(store) = memory.lock().pool.store_mut() {

@@ -1,7 +1,7 @@
 //! A model in a device's form: which rows of which matrices each part holds, where they lie in it, and the bytes.
 //!
-//! A part is packed into the device's form ([`super::formats`]) once, into host memory that the device copies from without help,
-//! when it is needed first. From then on bringing it in is one copy.
+//! Parts are packed into the device's form ([`super::formats`]) once, when the model is added, into host memory that the device
+//! copies from without help. From then on bringing one in is one copy.
 
 use super::compile::OnDevice;
 use super::formats::Stored;
@@ -10,12 +10,16 @@ use crate::loader::Model;
 use crate::m3::Part;
 use crate::model::op::{MatrixId, VectorId};
 use nexaquant_opencl::{Error, Kernel, Pinned};
+use nexaquant_residency::Reason;
 use std::collections::BTreeSet;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::*};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Words of the address table that a part begins at a multiple of: so many are written at once.
 pub(crate) const WORDS: usize = 16;
+/// Threads that pack parts at once: memory has no more to give.
+const MOST_PACKERS: usize = 8;
 
 /// Rows of a matrix in a part: a matrix of its own to the device.
 #[derive(Clone, Debug)]
@@ -151,8 +155,31 @@ impl DeviceModel {
         (first, bytes)
     }
 
+    /// Packs all parts that are kept, several at once. The first that cannot be, and why.
+    pub fn pack(&self) -> Result<(), (usize, Reason)> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(MOST_PACKERS);
+        let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
+        std::thread::scope(|scope| {
+            let work = || {
+                while lock(&failure).is_none() {
+                    let part = next.fetch_add(1, Relaxed);
+                    if part >= self.parts.len() {
+                        return;
+                    }
+                    if let Err(reason) = self.image(part) {
+                        lock(&failure).get_or_insert((part, reason));
+                    }
+                }
+            };
+            let others = (1..threads.min(self.parts.len())).map(|_| scope.spawn(work)).collect::<Vec<_>>();
+            work();
+            drop(others);
+        });
+        failure.into_inner().unwrap_or_else(PoisonError::into_inner).map_or(Ok(()), Err)
+    }
+
     /// The bytes of a part, in host memory that the device copies from.
-    pub fn image(&self, part: usize) -> Result<Arc<Pinned>, Box<dyn std::error::Error + Send + Sync>> {
+    pub fn image(&self, part: usize) -> Result<Arc<Pinned>, Reason> {
         if let Some(image) = &lock(&self.images)[part] {
             return Ok(Arc::clone(image));
         }

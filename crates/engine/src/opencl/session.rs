@@ -376,7 +376,10 @@ impl DeviceSession {
             let launch = |parts: Range<usize>, after: &[&Done]| {
                 let last = head && parts.end == table.ends.len();
                 let end = if last { end } else { table.ends[parts.end - 1] };
-                runner.run(start(parts.start)..end, kinds, numbers, after)
+                let done = runner.run(start(parts.start)..end, kinds, numbers, after)?;
+                // Copies wait for it.
+                queue.flush()?;
+                Ok(done)
             };
             self.tenancy.launch(head, launch)?;
         } else {

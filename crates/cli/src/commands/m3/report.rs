@@ -113,6 +113,10 @@ impl<'a> Report<'a> {
         if let Some(plan) = self.plan {
             line("smallest budget that would do", format!("{} bytes", plan.smallest_budget));
         }
+        if self.uploads.is_some() {
+            // What the driver itself has taken or has left, no OpenCL call of all vendors says.
+            line("allocated on the device", format!("{budget} bytes, once, at the start"));
+        }
         if let Some(up) = self.uploads.filter(|up| up.parts > 0) {
             let copying = up.copying.as_secs_f64().max(1e-9);
             let text = format!(
