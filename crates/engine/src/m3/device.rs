@@ -198,7 +198,7 @@ pub(crate) struct DeviceStore {
     flights: VecDeque<Flight>,
     uploads: Uploads,
     /// From the start of a copy to its part being usable, in the order of loads, where somebody wants to know.
-    times: Option<VecDeque<Option<Duration>>>,
+    times: Option<VecDeque<Duration>>,
 }
 
 fn overlap(a: &Range<u64>, b: &Range<u64>) -> bool {
@@ -290,7 +290,9 @@ impl DeviceStore {
     fn count(&mut self, flight: &Flight) {
         let times = flight.copied.times().zip(flight.landed.done.times());
         if let (Some(all), true) = (&mut self.times, flight.timed) {
-            all.push_back(times.map(|(copied, landed)| landed.ended.saturating_sub(copied.started)));
+            all.push_back(
+                times.map_or(Duration::ZERO, |(copied, landed)| landed.ended.saturating_sub(copied.started)),
+            );
         }
         let all = &mut self.uploads;
         (all.parts, all.bytes) = (all.parts + 1, all.bytes + flight.bytes);
@@ -304,8 +306,8 @@ impl DeviceStore {
         self.times.get_or_insert_default();
     }
 
-    /// How long the next load took, of those that are over; `None` inside where the device does not say.
-    pub fn next_time(&mut self) -> Option<Option<Duration>> {
+    /// How long the next load took, of those that are over; zero where the device does not say.
+    pub fn next_time(&mut self) -> Option<Duration> {
         self.times.as_mut()?.pop_front()
     }
 

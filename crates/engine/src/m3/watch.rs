@@ -103,7 +103,7 @@ impl Core {
         while let Some(change) = waiting.front_mut() {
             if change.came_in() {
                 match store.next_time() {
-                    Some(took) => change.took = took.unwrap_or(change.took),
+                    Some(took) => change.took = took,
                     None => return,
                 }
             }
