@@ -270,7 +270,7 @@ impl Tenancy {
     }
 
     /// One forward pass on a device, to the head's end or, without `head`, to its beginning. `launch` queues what the parts of a
-    /// range do, to begin after the copies that it is given, and returns the end of that.
+    /// range do, to begin after the copies that it is given, and returns the end of that. The end of the last one comes back.
     ///
     /// Parts that follow each other and are there are launched together. Then the next part's copy is queued while the last
     /// one of those is still leased, so that it cannot be the one that goes: the copy goes on beside the computing.
@@ -278,11 +278,11 @@ impl Tenancy {
         &self,
         head: bool,
         mut launch: impl FnMut(Range<usize>, &[&Done]) -> Result<Option<Done>, DeviceError>,
-    ) -> Result<(), Stopped> {
+    ) -> Result<Option<Arc<Done>>, Stopped> {
         let Placed { memory, resident } = &self.0;
         let n = if head { resident.parts.len() } else { resident.head };
         let prefetch = memory.0.options.prefetch;
-        let mut at = 0;
+        let (mut at, mut last) = (0, None);
         while at < n {
             let mut leases = memory.acquire_stretch(resident, at as u32..n as u32)?;
             let end = at + leases.len();
@@ -292,6 +292,7 @@ impl Tenancy {
                 if let AnyStore::Device(store) = memory.lock().pool.store_mut() {
                     store.used(leases.iter().map(Lease::unit), &done);
                 }
+                last = Some(done);
             }
             leases.drain(..leases.len() - 1);
             if prefetch {
@@ -304,7 +305,7 @@ impl Tenancy {
             }
             at = end;
         }
-        Ok(())
+        Ok(last)
     }
 
     /// Tells those who watch what has landed.

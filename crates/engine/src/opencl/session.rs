@@ -371,7 +371,7 @@ impl DeviceSession {
             Slot::Logits => table.head,
             _ => table.phases.len(),
         };
-        if self.held.is_empty() {
+        let last = if self.held.is_empty() {
             let start = |part: usize| if part == 0 { 0 } else { table.ends[part - 1] };
             let launch = |parts: Range<usize>, after: &[&Done]| {
                 let last = head && parts.end == table.ends.len();
@@ -381,16 +381,20 @@ impl DeviceSession {
                 queue.flush()?;
                 Ok(done)
             };
-            self.tenancy.launch(head, launch)?;
+            self.tenancy.launch(head, launch)?
         } else {
-            runner.run(0..end, kinds, numbers, &[])?;
-        }
+            runner.run(0..end, kinds, numbers, &[])?.map(Arc::new)
+        };
         let from =
             if what == Slot::Logits { scratch.layout.slots[what as usize].0 } else { scratch.layout.tokens };
-        if !head {
-            return Ok(fetch(arena, queue, 0, &mut [])?);
+        if head {
+            fetch(arena, queue, from, to)?;
+        } else {
+            fetch(arena, queue, 0, &mut [])?;
         }
-        Ok(fetch(arena, queue, from, to)?)
+        // A copy that failed shows up here: what waited for it was not run.
+        last.map_or(Ok(true), |last| last.is_over())?;
+        Ok(())
     }
 
     /// Tokens, or the embedding's rows and the angles of their positions.
