@@ -10,8 +10,11 @@ use nexaquant_engine::m3::{Memory, MemoryOptions, PolicyName, State};
 use nexaquant_engine::opencl::{Gpu, GpuOptions};
 use nexaquant_engine::sampler::SamplingParams;
 use nexaquant_engine::scheduler::{Engine, EngineOptions, Event, Request};
-use nexaquant_engine::{GenerateOptions, Model, Pool, PoolOptions, Session, SessionOptions, generate};
+use nexaquant_engine::{
+    GenerateOptions, LoadOptions, Model, Pool, PoolOptions, Session, SessionOptions, generate,
+};
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
 const SESSION: SessionOptions = SessionOptions {
     context: 64,
@@ -86,6 +89,47 @@ fn logits_are_the_same_under_every_budget() {
     }
 }
 
+/// Every architecture, feature and way of cutting: 31 tiny models in the first budget of a few that is large enough.
+#[test]
+fn every_architecture_streams() {
+    let Some(gpu) = gpu(GpuOptions::default()) else { return };
+    let folder = device::root().join("crates/engine/tests/golden");
+    let files = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    let models: Vec<_> = files.filter(|p| p.extension().is_some_and(|e| e == "gguf")).collect();
+    assert!(models.len() >= 31, "golden models are missing: {}", models.len());
+    let mut streamed = 0;
+    for path in models {
+        let model = Model::load(&path, LoadOptions::default()).unwrap();
+        let rows = |session: &mut Session| -> Result<Vec<u32>, String> {
+            let (mut all, mut pool) = (Vec::new(), pool());
+            for tokens in [&[1, 2, 3, 4, 5, 6, 7][..], &[8], &[9, 10], &[11]] {
+                let logits = session.eval(&mut pool, tokens).map_err(|e| e.to_string())?;
+                all.extend(logits.iter().map(|x| x.to_bits()));
+            }
+            Ok(all)
+        };
+        let wanted = rows(&mut Session::on_device(&gpu, &model, &pool(), SESSION).unwrap()).unwrap();
+        let within = |budget: u64| {
+            let memory = Memory::on_device(&gpu, MemoryOptions::new(budget)).map_err(|e| e.to_string())?;
+            let placed = memory.add("it", &model).map_err(|e| e.to_string())?;
+            let got = rows(&mut Session::placed(&placed, &pool(), SESSION).map_err(|e| e.to_string())?)?;
+            Ok::<_, String>((got, memory.stats().evictions > 0))
+        };
+        // Steps of an eighth, so that the first that works is a tight one.
+        let mut budget = 32 << 10;
+        let (got, evicted) = loop {
+            match within(budget) {
+                Ok(found) => break found,
+                Err(error) => assert!(budget < 8 << 20, "{}: {error}", path.display()),
+            }
+            budget += budget / 8;
+        };
+        assert!(got == wanted, "{} under {budget}", path.display());
+        streamed += u32::from(evicted);
+    }
+    assert!(streamed > 20, "{streamed} of the models had to stream");
+}
+
 /// What models answer to a prompt when they are asked alone, on the whole device.
 fn alone(gpu: &Gpu, model: &Model, prompt: &[u32]) -> Vec<u32> {
     let mut session = Session::on_device(gpu, model, &pool(), SESSION).unwrap();
@@ -147,6 +191,8 @@ fn models_take_turns_and_sessions_share_their_weights() {
         assert!(came.iter().all(|change| !change.took.is_zero()));
         let uploads = memory.uploads().unwrap();
         assert_eq!((uploads.parts, uploads.bytes), (stats.loads, stats.bytes_loaded.0));
+        assert_eq!(came.iter().map(|change| change.took).sum::<Duration>(), uploads.copying);
+        assert!(uploads.copying <= uploads.page_in);
         // One goes while the other answers; then nothing is left.
         let stream = ask("beta", &prompts[0]);
         engine.remove("alpha").unwrap();
