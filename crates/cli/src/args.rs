@@ -546,7 +546,8 @@ pub struct EngineArgs {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub threads: Option<u16>,
     /// Bytes of memory for weights, cache and activations together, such as 10MB or 2GiB. What does not fit is brought in
-    /// as it is needed. Without it the weights are used where they lie, in the mapped file.
+    /// as it is needed. Without it the weights are used where they lie, in the mapped file. With --device: bytes of the device's
+    /// memory, and without it as many as the whole model takes.
     #[arg(long, value_name = "SIZE", value_parser = crate::size::parse, allow_hyphen_values = true)]
     pub budget: Option<u64>,
     /// What computes: cpu; gpu, the GPU with most memory; auto, that GPU if there is one, else the CPU; the number of an

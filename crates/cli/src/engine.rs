@@ -48,20 +48,26 @@ pub fn session(
     engine: &options::Engine,
     session: SessionOptions,
 ) -> Result<Session, Failure> {
-    if let Some(gpu) = gpu(engine)? {
-        if engine.budget.is_some() {
-            return Err(Failure::input(
-                "--budget is for the CPU's memory; a model on a GPU lies there whole",
-            ));
-        }
-        return Session::on_device(&gpu, model, pool, session).map_err(Failure::input);
-    }
+    let gpu = gpu(engine)?;
     let Some(budget) = engine.budget else {
-        return Session::new(model, pool, session).map_err(Failure::input);
+        let session = match gpu {
+            Some(gpu) => Session::on_device(&gpu, model, pool, session),
+            None => Session::new(model, pool, session),
+        };
+        return session.map_err(Failure::input);
     };
-    let memory = Memory::new(MemoryOptions::new(budget)).map_err(Failure::input)?;
+    let memory = memory(gpu.as_ref(), MemoryOptions::new(budget))?;
     let placed = memory.add(&model.name(), model).map_err(Failure::input)?;
     Session::placed(&placed, pool, session).map_err(Failure::input)
+}
+
+/// A memory with a budget, on the device if one computes.
+pub fn memory(gpu: Option<&Gpu>, options: MemoryOptions) -> Result<Memory, Failure> {
+    let memory = match gpu {
+        Some(gpu) => Memory::on_device(gpu, options),
+        None => Memory::new(options),
+    };
+    memory.map_err(Failure::input)
 }
 
 /// The device that computes, where that is not the CPU. Says so if the CPU takes the place of one.

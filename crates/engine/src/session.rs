@@ -162,6 +162,15 @@ impl Session {
     /// # Errors
     /// As [`Session::new`]. What it holds later may be more than the budget has room for: then steps fail.
     pub fn placed(placed: &Placed, pool: &Pool, options: SessionOptions) -> Result<Self, SessionError> {
+        if placed.memory().has_whole_parts() {
+            let mut session = Self::open(placed.model(), None, pool, options)?;
+            let (sizes, ropes) = (session.device_sizes(), session.ropes.clone());
+            session.device = DeviceSession::placed(placed, session.kv.layout(), ropes, sizes).map(Box::new);
+            if let Some(device) = &session.device {
+                (session.batch, session.outputs) = (device.sizes().batch, device.sizes().outputs);
+            }
+            return Ok(session);
+        }
         let mut session = Self::open(placed.model(), Some(placed.enter()), pool, options)?;
         // A prompt's buffers take room from the weights; a small part of the budget is enough for them.
         let share = placed.memory().budget() / 8;
@@ -183,10 +192,14 @@ impl Session {
         options: SessionOptions,
     ) -> Result<Self, SessionError> {
         let mut session = Self::open(model, None, pool, options)?;
-        let sizes = DeviceSizes { context: session.context, batch: session.batch, outputs: session.outputs };
-        let device = DeviceSession::open(gpu, model, session.kv.layout(), &session.ropes, sizes)?;
+        let (sizes, ropes) = (session.device_sizes(), session.ropes.clone());
+        let device = DeviceSession::whole(gpu, model, session.kv.layout(), ropes, sizes)?;
         session.device = Some(Box::new(device));
         Ok(session)
+    }
+
+    fn device_sizes(&self) -> DeviceSizes {
+        DeviceSizes { context: self.context, batch: self.batch, outputs: self.outputs }
     }
 
     fn open(
@@ -262,6 +275,9 @@ impl Session {
     /// come before. Logits of the last step are gone then.
     pub fn rest(&mut self) {
         (self.scratch, self.paid, self.gathered) = (None, None, Vec::new());
+        if let Some(device) = &mut self.device {
+            device.rest();
+        }
     }
 
     /// Forgets every token after the first `len`; a few more where those lie in a page that other sessions have, too.
@@ -269,6 +285,9 @@ impl Session {
         self.tokens.truncate(len);
         let left = self.kv.shrink(self.tokens.len());
         self.tokens.truncate(left);
+        if let Some(device) = &mut self.device {
+            device.shrink(self.tokens.len());
+        }
     }
 
     /// Makes the session hold `len` tokens that were never computed: for plans, which want to know what a step costs there
@@ -372,7 +391,11 @@ impl Session {
     /// where the step's buffers are gone.
     pub(crate) fn hidden(&mut self, row: usize) -> Vec<f32> {
         let model = self.model.clone();
-        self.scratch.as_mut().map_or_else(Vec::new, |scratch| hidden(&model, scratch, row))
+        if let Some(device) = &self.device {
+            return hidden(&model, &device.residual(row));
+        }
+        let Some(scratch) = &mut self.scratch else { return Vec::new() };
+        hidden(&model, scratch.row(Slot::X, row))
     }
 
     /// Makes room in the cache for `tokens` more tokens.
@@ -498,10 +521,10 @@ fn finish(model: &Model, scratch: &mut Scratch, outputs: usize) -> Result<(), Fi
 }
 
 /// What the model has made of row `row` of a step, normalized as for the head.
-fn hidden(model: &Model, scratch: &mut Scratch, row: usize) -> Vec<f32> {
+fn hidden(model: &Model, x: &[f32]) -> Vec<f32> {
     let arch = model.architecture();
     let embd = arch.hparams.embd;
-    let x = &scratch.row(Slot::X, row)[..embd];
+    let x = x.get(..embd).unwrap_or(&[]);
     let weight = arch.units.last().and_then(|head| match head.ops.first() {
         Some(Op::RmsNorm { weight, .. }) => Some(model.weights().vector(*weight)),
         _ => None,

@@ -1,37 +1,14 @@
 //! Whole models on an OpenCL device: against recorded values and against the CPU. Any device will do, PoCL's too.
 #![allow(clippy::unwrap_used)]
 
+mod device;
+
+use device::{gpu, pool, root};
 use nexaquant_engine::kernels::{KvType, Mode};
-use nexaquant_engine::opencl::{Gpu, GpuOptions, find};
-use nexaquant_engine::{LoadOptions, Model, Pool, PoolOptions, Session, SessionOptions};
+use nexaquant_engine::opencl::GpuOptions;
+use nexaquant_engine::{LoadOptions, Model, Session, SessionOptions};
 use serde_json::Value;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-fn pool() -> Pool {
-    Pool::new(PoolOptions { threads: Some(1), pin: false }).unwrap()
-}
-
-/// The device, or the reason why there is none.
-///
-/// `NEXAQUANT_TEST_GROUP` and `NEXAQUANT_TEST_LANES` give work-groups real sizes, which a simulator of GPUs wants.
-fn gpu(mut options: GpuOptions) -> Option<Gpu> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(0);
-    (options.group, options.lanes) = (number("NEXAQUANT_TEST_GROUP"), number("NEXAQUANT_TEST_LANES"));
-    options.no_cache = options.group > 0;
-    match find() {
-        Ok(found) => Some(Gpu::open(&found[0], options).unwrap()),
-        Err(error) => {
-            // Not `eprintln!`, which the test harness swallows when a test passes.
-            std::io::stderr().write_all(format!("SKIPPED opencl: {error}\n").as_bytes()).unwrap();
-            None
-        }
-    }
-}
+use std::path::Path;
 
 fn json(path: &Path) -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()

@@ -4,7 +4,7 @@ use crate::cache::Cache;
 use crate::error::{Error, failed};
 use crate::find::Found;
 use crate::raw::{Buffer, Context, Kernel, Pinned, Program, Queue};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// How a device multiplies and shares values, from what it really has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,6 +23,8 @@ pub struct Device {
     found: Found,
     context: Arc<Context>,
     cache: Cache,
+    /// For mapping host memory.
+    maps: OnceLock<Arc<Queue>>,
 }
 
 impl Device {
@@ -31,7 +33,7 @@ impl Device {
     /// # Errors
     /// When the driver refuses.
     pub fn open(found: &Found, cache: Cache) -> Result<Self, Error> {
-        Ok(Self { found: found.clone(), context: Context::new(found.id)?, cache })
+        Ok(Self { found: found.clone(), context: Context::new(found.id)?, cache, maps: OnceLock::new() })
     }
     /// What it is.
     pub fn found(&self) -> &Found {
@@ -49,7 +51,16 @@ impl Device {
     }
     /// A queue of its own.
     pub fn queue(&self) -> Result<Queue, Error> {
-        Queue::new(&self.context)
+        Queue::new(&self.context, false)
+    }
+    /// The same for copies that want to know how long they took ([`crate::Done::times`]).
+    pub fn timed_queue(&self) -> Result<Queue, Error> {
+        Queue::new(&self.context, true)
+    }
+    /// For tests: the `command`-th command from now on fails as if the device had been lost; 0: none does.
+    #[doc(hidden)]
+    pub fn fail_at(&self, command: u64) {
+        self.context.fail_at(command);
     }
     /// Device memory.
     ///
@@ -65,15 +76,27 @@ impl Device {
         if bytes as u64 > self.found.piece {
             return Err(full());
         }
-        Buffer::new(&self.context, bytes).map_err(|code| match code {
+        let buffer = Buffer::new(&self.context, bytes).map_err(|code| match code {
             // Allocation failure, out of resources, out of host memory, invalid size.
             -4 | -5 | -6 | -61 => full(),
             code => failed("clCreateBuffer", code),
-        })
+        })?;
+        // Some drivers allocate at the first use.
+        if bytes >= 4 {
+            let queue = self.queue()?;
+            queue.zero(&buffer, 0..4).and_then(|()| queue.finish()).map_err(|_| full())?;
+        }
+        Ok(buffer)
     }
     /// Host memory that it reads and writes without help.
     pub fn pinned(&self, bytes: usize) -> Result<Pinned, Error> {
-        Pinned::new(&self.context, bytes)
+        let maps = if let Some(maps) = self.maps.get() {
+            maps
+        } else {
+            let made = Arc::new(self.queue()?);
+            self.maps.get_or_init(|| made)
+        };
+        Pinned::new(&self.context, maps, bytes)
     }
 
     /// Compiles `source`, or takes it from the cache, and returns the kernels of these names.

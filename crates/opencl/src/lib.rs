@@ -20,4 +20,4 @@ pub use device::{Device, Kind};
 pub use error::{Error, advice};
 pub use find::{Choice, Found, choose, find};
 pub use measure::{PageIn, Rates};
-pub use raw::{Arg, Buffer, Done, Kernel, Pinned, Queue};
+pub use raw::{Arg, Buffer, Done, Kernel, Pinned, Queue, Times};

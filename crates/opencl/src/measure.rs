@@ -6,13 +6,16 @@ use crate::raw::Arg;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// A copy from pinned host memory, from being queued to being usable.
+/// A copy from pinned host memory as parts of models come in: on a queue of its own, with the words that say where it lies, until a
+/// kernel on another queue that waits for it has run.
 #[derive(Clone, Copy, Debug)]
 pub struct PageIn {
     /// Bytes copied.
     pub bytes: usize,
-    /// The median time.
+    /// The median time from being queued.
     pub time: Duration,
+    /// The same of the copy and nothing else, until its end.
+    pub copy: Duration,
 }
 
 /// Measured rates and costs. Medians.
@@ -94,15 +97,23 @@ impl Device {
             None
         };
 
-        let largest = 16 << 20;
-        let pinned = Arc::new(self.pinned(largest)?);
-        let page_in = [1 << 20, 4 << 20, largest]
+        let largest = (64 << 20).min(read_bytes);
+        let (pinned, copies) = (Arc::new(self.pinned(largest)?), self.timed_queue()?);
+        let args = [Arg::Buffer(&out), Arg::U32(0)];
+        let page_in = [1 << 20, 4 << 20, 16 << 20, largest]
             .into_iter()
-            .map(|bytes| {
-                let copy = || queue.upload(&memory, 0, &pinned, 0..bytes, &[])?.wait();
-                timed(&copy, 51).map(|time| PageIn { bytes, time })
+            .map(|bytes: usize| {
+                let bytes = bytes.min(largest);
+                let copy = || copies.upload(&memory, 0, &pinned, 0..bytes, &[])?.wait();
+                let whole = || {
+                    copies.upload(&memory, 0, &pinned, 0..bytes, &[])?;
+                    let landed = copies.fill(&memory, 0, &[0; 64], 1, &[])?;
+                    copies.flush()?;
+                    queue.launch(nothing, &args, 1, size, &[&landed])?.wait()
+                };
+                Ok(PageIn { bytes, time: timed(&whole, 31)?, copy: timed(&copy, 31)? })
             })
-            .collect::<Result<_, _>>()?;
+            .collect::<Result<_, Error>>()?;
         Ok(Rates { read, read_bytes, launch, launch_and_finish, meeting, page_in })
     }
 }

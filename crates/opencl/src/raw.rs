@@ -13,6 +13,8 @@ use cl3::types::{
 use std::ffi::{CString, c_void};
 use std::ptr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::*};
+use std::time::Duration;
 
 /// A platform's handle; they live as long as the process.
 #[derive(Clone, Copy, Debug)]
@@ -68,6 +70,8 @@ fn text(info: Result<InfoType, i32>) -> String {
 pub(crate) struct Context {
     raw: cl_context,
     device: DeviceId,
+    /// For tests: the command with this number, counted from now, fails. 0: none does.
+    failing: AtomicU64,
 }
 
 // SAFETY: OpenCL objects may be used from any thread; reference counts are the driver's.
@@ -79,7 +83,20 @@ impl Context {
     pub fn new(device: DeviceId) -> Result<Arc<Self>, Error> {
         let raw = cl3::context::create_context(&[device.0], ptr::null(), None, ptr::null_mut())
             .map_err(|code| failed("clCreateContext", code))?;
-        Ok(Arc::new(Self { raw, device }))
+        Ok(Arc::new(Self { raw, device, failing: AtomicU64::new(0) }))
+    }
+
+    pub fn fail_at(&self, command: u64) {
+        self.failing.store(command, Release);
+    }
+
+    /// What a device that has died says, to the command whose turn it is.
+    fn check(&self, call: &'static str) -> Result<(), Error> {
+        if self.failing.load(Relaxed) == 0 {
+            return Ok(());
+        }
+        let before = self.failing.fetch_update(AcqRel, Acquire, |n| n.checked_sub(1));
+        if before == Ok(1) { Err(failed(call, cl3::error_codes::CL_OUT_OF_RESOURCES)) } else { Ok(()) }
     }
 }
 
@@ -94,7 +111,7 @@ impl Drop for Context {
 #[derive(Debug)]
 pub struct Queue {
     raw: cl_command_queue,
-    _context: Arc<Context>,
+    context: Arc<Context>,
 }
 
 // SAFETY: as for `Context`.
@@ -108,6 +125,17 @@ impl Drop for Queue {
         // SAFETY: the handle is this object's own.
         let _ = unsafe { cl3::command_queue::release_command_queue(self.raw) };
     }
+}
+
+/// When a command was queued, started and ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// Handed to the driver.
+    pub queued: Duration,
+    /// Begun by the device.
+    pub started: Duration,
+    /// Over.
+    pub ended: Duration,
 }
 
 /// The end of a command, to wait for.
@@ -136,6 +164,23 @@ impl Done {
     }
 }
 
+impl Done {
+    /// When a command that has ended was queued, started and ended, on a queue that takes times: by the device's clock. `None`
+    /// where the driver does not say.
+    pub fn times(&self) -> Option<Times> {
+        use cl3::event as e;
+        let at = |what| match e::get_event_profiling_info(self.0, what).ok()? {
+            InfoType::Ulong(nanos) => Some(Duration::from_nanos(nanos)),
+            _ => None,
+        };
+        Some(Times {
+            queued: at(e::CL_PROFILING_COMMAND_QUEUED)?,
+            started: at(e::CL_PROFILING_COMMAND_START)?,
+            ended: at(e::CL_PROFILING_COMMAND_END)?,
+        })
+    }
+}
+
 impl Drop for Done {
     fn drop(&mut self) {
         // SAFETY: the handle is this object's own.
@@ -152,13 +197,16 @@ fn list(events: &[cl_event]) -> *const cl_event {
 }
 
 impl Queue {
-    pub(crate) fn new(context: &Arc<Context>) -> Result<Self, Error> {
+    /// `timed`: the ends of its commands tell when they were ([`Done::times`]).
+    pub(crate) fn new(context: &Arc<Context>, timed: bool) -> Result<Self, Error> {
+        let properties = if timed { cl3::command_queue::CL_QUEUE_PROFILING_ENABLE } else { 0 };
         // The newer function is not in drivers of OpenCL 1.2.
         #[allow(deprecated)]
         // SAFETY: both handles are live.
-        let raw = unsafe { cl3::command_queue::create_command_queue(context.raw, context.device.0, 0) }
-            .map_err(|code| failed("clCreateCommandQueue", code))?;
-        Ok(Self { raw, _context: Arc::clone(context) })
+        let raw =
+            unsafe { cl3::command_queue::create_command_queue(context.raw, context.device.0, properties) }
+                .map_err(|code| failed("clCreateCommandQueue", code))?;
+        Ok(Self { raw, context: Arc::clone(context) })
     }
 
     /// Bytes to a buffer; blocks until they are copied out of `from`.
@@ -170,6 +218,7 @@ impl Queue {
         if from.is_empty() {
             return Ok(());
         }
+        self.context.check("clEnqueueWriteBuffer")?;
         // SAFETY: the range is inside the buffer; `from` outlives the blocking call.
         let event = unsafe {
             let p = from.as_ptr().cast::<c_void>();
@@ -193,6 +242,7 @@ impl Queue {
     ) -> Result<Done, Error> {
         let bytes = &from.bytes()[range];
         assert!(at + bytes.len() <= to.bytes, "upload of {} at {at} of {}", bytes.len(), to.bytes);
+        self.context.check("clEnqueueWriteBuffer")?;
         let after = raw_events(after);
         // SAFETY: the range is inside the buffer; the pinned memory is never written behind an `Arc`, and its release
         // waits for the queue (see `Pinned`).
@@ -212,6 +262,7 @@ impl Queue {
         if to.is_empty() {
             return self.finish();
         }
+        self.context.check("clEnqueueReadBuffer")?;
         // SAFETY: the range is inside the buffer; `to` outlives the blocking call.
         let event = unsafe {
             let p = to.as_mut_ptr().cast::<c_void>();
@@ -256,14 +307,33 @@ impl Queue {
         if range.is_empty() {
             return Ok(());
         }
-        let pattern = 0u32;
+        self.fill(buffer, range.start, &[0; 4], range.len() / 4, &[]).map(drop)
+    }
+
+    /// Repeats `pattern` so many times from `at` on, begun after the commands `after`. The pattern is taken by the call, so this
+    /// is also the way to write a few words without waiting and without keeping them.
+    ///
+    /// # Panics
+    /// When the range does not fit, the pattern has not 4, 8, … or 128 bytes, or `at` is no multiple of that.
+    pub fn fill(
+        &self,
+        buffer: &Buffer,
+        at: usize,
+        pattern: &[u8],
+        times: usize,
+        after: &[&Done],
+    ) -> Result<Done, Error> {
+        let (one, bytes) = (pattern.len(), pattern.len() * times);
+        assert!([4, 8, 16, 32, 64, 128].contains(&one) && at.is_multiple_of(one), "{one} bytes at {at}");
+        assert!(at + bytes <= buffer.bytes, "fill of {bytes} at {at} of {}", buffer.bytes);
+        self.context.check("clEnqueueFillBuffer")?;
+        let after = raw_events(after);
         // SAFETY: the pattern is copied by the call; the range is inside the buffer.
         let event = unsafe {
-            let p = (&raw const pattern).cast::<c_void>();
-            let (at, n) = (range.start, range.len());
-            cl3::command_queue::enqueue_fill_buffer(self.raw, buffer.raw, p, 4, at, n, 0, ptr::null())
+            let (p, n) = (pattern.as_ptr().cast::<c_void>(), after.len() as u32);
+            cl3::command_queue::enqueue_fill_buffer(self.raw, buffer.raw, p, one, at, bytes, n, list(&after))
         };
-        event.map(|e| drop(Done(e))).map_err(|code| failed("clEnqueueFillBuffer", code))
+        event.map(Done).map_err(|code| failed("clEnqueueFillBuffer", code))
     }
 
     /// Runs a kernel on `groups` work-groups of `size`, after the commands `after`.
@@ -279,6 +349,7 @@ impl Queue {
         after: &[&Done],
     ) -> Result<Done, Error> {
         assert_eq!(args.len(), kernel.args, "arguments of a kernel");
+        self.context.check("clEnqueueNDRangeKernel")?;
         for (i, arg) in args.iter().enumerate() {
             let (bytes, value): (usize, *const c_void) = match arg {
                 Arg::Buffer(buffer) => (size_of::<cl_mem>(), (&raw const buffer.raw).cast()),
@@ -377,7 +448,7 @@ impl Drop for Buffer {
 pub struct Pinned {
     buffer: Buffer,
     at: *mut u8,
-    queue: Queue,
+    queue: Arc<Queue>,
 }
 
 // SAFETY: the mapping is plain memory; shared access is read-only.
@@ -386,9 +457,8 @@ unsafe impl Send for Pinned {}
 unsafe impl Sync for Pinned {}
 
 impl Pinned {
-    pub(crate) fn new(context: &Arc<Context>, bytes: usize) -> Result<Self, Error> {
+    pub(crate) fn new(context: &Arc<Context>, queue: &Arc<Queue>, bytes: usize) -> Result<Self, Error> {
         use cl3::memory as m;
-        let queue = Queue::new(context)?;
         let flags = m::CL_MEM_READ_WRITE | m::CL_MEM_ALLOC_HOST_PTR;
         // SAFETY: no host memory is given.
         let raw = unsafe { m::create_buffer(context.raw, flags, bytes.max(1), ptr::null_mut()) }
@@ -402,7 +472,7 @@ impl Pinned {
             cl3::command_queue::enqueue_map_buffer(queue.raw, raw, 1, flags, 0, n, &mut at, 0, ptr::null())
         };
         event.map(|e| drop(Done(e))).map_err(|code| failed("clEnqueueMapBuffer", code))?;
-        Ok(Self { buffer, at: at.cast(), queue })
+        Ok(Self { buffer, at: at.cast(), queue: Arc::clone(queue) })
     }
     /// The bytes.
     pub fn bytes(&self) -> &[u8] {

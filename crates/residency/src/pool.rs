@@ -177,6 +177,17 @@ impl<S: Store> Pool<S> {
         Ok(before.saturating_sub(self.held))
     }
 
+    /// Evicts one unit, for a store that needs that very place for something else. False, and nothing happens, if it is leased,
+    /// pinned, loading or not there.
+    pub fn evict_one(&mut self, unit: UnitId) -> bool {
+        self.settle();
+        let there = self.table.is_evictable(unit);
+        if there {
+            self.evict(Cut { unit, keep: Bytes::ZERO });
+        }
+        there
+    }
+
     /// Gives a model another name, which no other model has.
     pub fn rename(&mut self, model: ModelId, name: &str) -> Result<(), Error> {
         self.table.model(model).ok_or(Error::UnknownModel(model))?;

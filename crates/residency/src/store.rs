@@ -42,6 +42,24 @@ pub struct Finished<H> {
     pub took: Duration,
 }
 
+impl<H> Started<H> {
+    /// The same with another handle, for a store around a store.
+    pub fn map<T>(self, f: impl FnOnce(H) -> T) -> Started<T> {
+        match self {
+            Started::Ready(handle) => Started::Ready(f(handle)),
+            Started::Pending => Started::Pending,
+            Started::NoPlace => Started::NoPlace,
+        }
+    }
+}
+
+impl<H> Finished<H> {
+    /// The same with another handle, for a store around a store.
+    pub fn map<T>(self, f: impl FnOnce(H) -> T) -> Finished<T> {
+        Finished { unit: self.unit, result: self.result.map(f), took: self.took }
+    }
+}
+
 /// One memory.
 ///
 /// The pool calls from one thread; a store may have threads of its own (a reader that fills slots). For each unit the

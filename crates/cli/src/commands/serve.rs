@@ -8,7 +8,7 @@ use crate::output::note;
 use crate::scenario::Named;
 use crate::serving::{self, Serving};
 use nexaquant_engine::decide::Limits;
-use nexaquant_engine::m3::{Memory, Pin};
+use nexaquant_engine::m3::Pin;
 use nexaquant_engine::scheduler::{Engine, EngineOptions};
 use nexaquant_server::App;
 use std::time::Duration;
@@ -36,7 +36,13 @@ pub fn check(args: ServeArgs) -> Result<(), Failure> {
 
 fn run(serving: Serving) -> Result<(), Failure> {
     let Serving { models, engine: options, memory, turn, server } = serving;
-    let memory = memory.map(Memory::new).transpose().map_err(Failure::input)?;
+    let gpu = engine::gpu(&options)?;
+    if gpu.is_some() && memory.is_none() {
+        return Err(Failure::input(
+            "--device needs a --budget here: how much of the device the models may take",
+        ));
+    }
+    let memory = memory.map(|memory| engine::memory(gpu.as_ref(), memory)).transpose()?;
     let most_requests = server.parallel.saturating_add(server.queue);
     let limits =
         Limits { turn_passes: turn.unwrap_or(TURN), max_wait: Duration::from_secs(10), least_passes: 4 };

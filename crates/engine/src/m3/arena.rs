@@ -58,6 +58,11 @@ impl Arena {
         }
     }
 
+    /// Bytes of a block.
+    pub fn block(&self) -> usize {
+        self.memory.block()
+    }
+
     /// Makes a model's parts known, before its first load.
     pub fn insert(&mut self, model: ModelId, parts: Arc<[Part]>, source: Arc<dyn Source>) {
         self.models.insert(model, Known { parts, source });

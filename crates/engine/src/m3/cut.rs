@@ -66,6 +66,8 @@ pub(crate) struct Part {
     pub pieces: Vec<Piece>,
     /// Blocks taken.
     pub blocks: u32,
+    /// Bytes taken in the memory: the blocks, or what a device's form of the rows takes.
+    pub bytes: u64,
     /// Ordered by matrix and row.
     segments: Vec<Segment>,
 }
@@ -73,7 +75,27 @@ pub(crate) struct Part {
 impl Part {
     fn new(name: &str) -> Self {
         let (ops, pieces, segments) = (Vec::new(), Vec::new(), Vec::new());
-        Self { name: name.to_owned(), ops, weight_bytes: 0, pieces, blocks: 0, segments }
+        Self { name: name.to_owned(), ops, weight_bytes: 0, pieces, blocks: 0, bytes: 0, segments }
+    }
+
+    /// Rows of a matrix and nothing to do: for a table that is only looked up.
+    pub fn table(name: &str, matrix: MatrixId, rows: usize, weight_bytes: u64) -> Self {
+        let segments = vec![Segment { matrix, rows: 0..rows, block: 0, at: 0 }];
+        Self { weight_bytes, segments, ..Self::new(name) }
+    }
+
+    /// The rows of each matrix of this part, for a memory that does not lay them out in blocks.
+    pub fn rows(&self) -> Vec<(MatrixId, Range<usize>)> {
+        let mut all: Vec<(MatrixId, Range<usize>)> = Vec::new();
+        for s in &self.segments {
+            match all.last_mut() {
+                Some((matrix, rows)) if *matrix == s.matrix && rows.end == s.rows.start => {
+                    rows.end = s.rows.end;
+                }
+                _ => all.push((s.matrix, s.rows.clone())),
+            }
+        }
+        all
     }
 
     /// The segments that hold `rows` of a matrix of this part, in order.
@@ -202,6 +224,7 @@ impl<'a> Cutter<'a> {
     fn finish(mut self) -> Vec<Part> {
         self.done.push(self.part);
         for part in &mut self.done {
+            part.bytes = u64::from(part.blocks) * self.grid.block as u64;
             part.segments.sort_by_key(|s| (s.matrix.0, s.rows.start));
         }
         self.done

@@ -5,24 +5,27 @@
 
 use super::arena::Arena;
 use super::blocks::Blocks;
-use super::cut::{Grid, Part, RowTooBig, cut, sizes};
+use super::cut::{Grid, Part, cut, sizes};
+use super::device::{AnyStore, DeviceArena, Handle, Uploads};
+use super::error::MemoryError;
 use super::fill::{FillStats, Filler};
-use super::placed::{Placed, Resident, Tenancy};
+use super::placed::{Fixed, Placed, Resident, Tenancy};
+use super::places::ALIGN;
 use super::source::{Io, SECTOR, Source, source};
-use super::{Bytes, Image, Pin};
+use super::watch::{Label, Late};
+use super::{Bytes, Pin};
 use crate::cpu::Sizes;
 use crate::kv::KvLayout;
 use crate::loader::Model;
 use nexaquant_kernels::KvType;
 use nexaquant_residency::policy::belady::Access;
 use nexaquant_residency::{
-    Books, Charge, Class, Error, Lease, Lru, ModelId, Policy, Pool, Size, State, Stats, Subject, Turn,
-    TwoLevel, UnitId,
+    Books, Charge, Class, Error, Lease, Lru, ModelId, Policy, Pool, Size, State, Stats, Turn, TwoLevel,
+    UnitId,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::Ordering::*;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 /// Who is evicted first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,136 +72,6 @@ impl MemoryOptions {
     }
 }
 
-/// Why something in a memory is not possible. Nothing was changed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum MemoryError {
-    /// Too little room, a pin that does not fit, a name that is taken.
-    #[error(transparent)]
-    Residency(Error),
-    /// A part cannot be read.
-    #[error("{part} of {model} ({bytes}) cannot be read: {reason}")]
-    Read {
-        /// The model.
-        model: String,
-        /// `layer 3`.
-        part: String,
-        /// Its size.
-        bytes: Bytes,
-        /// What the system said.
-        reason: String,
-    },
-    /// Less than a memory can be made of.
-    #[error("a budget of {budget} bytes is too small to hold anything; the least is {least}")]
-    NoBudget {
-        /// Asked for.
-        budget: u64,
-        /// Possible.
-        least: u64,
-    },
-    /// The addresses for the budget cannot be had.
-    #[error("there are no addresses for a budget of {budget}: {source}")]
-    NoAddresses {
-        /// Asked for.
-        budget: Bytes,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// More than the addresses that were taken at the start.
-    #[error("the budget can grow to {most} while it is in use; start with a larger one for {budget}")]
-    TooMuch {
-        /// Asked for.
-        budget: Bytes,
-        /// Possible.
-        most: Bytes,
-    },
-    /// No model of that name.
-    #[error("no model is named {name:?} here; there are {known}")]
-    UnknownName {
-        /// Asked for.
-        name: String,
-        /// The names there are.
-        known: String,
-    },
-    /// The name means another model.
-    #[error("the name {name:?} is taken by another model; remove that first or choose another name")]
-    NameTaken {
-        /// The name.
-        name: String,
-    },
-    /// Sessions of the model are open.
-    #[error("{name} is in use by {sessions} sessions; finish or cancel them first")]
-    InUse {
-        /// The model.
-        name: String,
-        /// How many.
-        sessions: usize,
-    },
-    /// There is no budget that could be changed.
-    #[error("models are used where they lie in their files; start with a budget to be able to change it")]
-    Unbounded,
-    /// A row of a matrix fits no block.
-    #[error(transparent)]
-    Row(#[from] RowTooBig),
-    /// The file cannot be opened once more.
-    #[error("{path} cannot be read: {source}")]
-    File {
-        /// The file.
-        path: String,
-        /// Why.
-        source: std::io::Error,
-    },
-}
-
-impl MemoryError {
-    /// Whether it would go away if others gave something back.
-    pub(crate) fn is_for_lack_of_room(&self) -> bool {
-        matches!(self, MemoryError::Residency(Error::OverBudget { .. }))
-    }
-
-    /// The same, with the name of the model whose session asked for room.
-    pub(super) fn of(mut self, model: String) -> Self {
-        if let MemoryError::Residency(Error::OverBudget { subject, .. }) = &mut self
-            && let Subject::Charge(class) = subject
-        {
-            *subject = Subject::ChargeOf(*class, model);
-        }
-        self
-    }
-
-    /// No model of that name among `known`.
-    pub(crate) fn unknown<'a>(name: &str, known: impl Iterator<Item = &'a String>) -> Self {
-        let known: Vec<&str> = known.map(String::as_str).collect();
-        let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
-        MemoryError::UnknownName { name: name.to_owned(), known }
-    }
-}
-
-/// A part came, went, or shrank. For traces and maps.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// Time since the memory was made.
-    pub at: Duration,
-    /// The name the model was registered under.
-    pub model: Arc<str>,
-    /// Place of the part in a pass.
-    pub index: u32,
-    /// `layer 3`.
-    pub part: String,
-    /// Its size.
-    pub bytes: Bytes,
-    /// Bytes of it that are in memory now.
-    pub kept: Bytes,
-    /// Before.
-    pub from: State,
-    /// Now.
-    pub to: State,
-    /// How long the load, the wait or the eviction took.
-    pub took: Duration,
-    /// Bytes that the ledger has given out, everything included.
-    pub used: Bytes,
-}
-
 /// One part on the map.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnitStatus {
@@ -233,28 +106,35 @@ pub struct Memory(pub(super) Arc<Shared>);
 
 pub(super) struct Shared {
     core: Mutex<Core>,
-    pub filler: Filler<UnitId>,
-    blocks: Arc<Blocks>,
-    grid: Grid,
+    pub site: Site,
     pub options: MemoryOptions,
 }
 
-struct Core {
-    pool: Pool<Arena>,
+/// Where a memory is.
+pub(super) enum Site {
+    Host {
+        filler: Filler<UnitId>,
+        blocks: Arc<Blocks>,
+        grid: Grid,
+    },
+    Device {
+        arena: Arc<DeviceArena>,
+        /// For one model that stays as a whole.
+        whole: bool,
+    },
+}
+
+pub(super) struct Core {
+    pub pool: Pool<AnyStore>,
     /// Not as [`Placed`], which would keep the memory that keeps it.
     names: BTreeMap<String, Arc<Resident>>,
     /// What a part is called, for those who watch.
-    labels: Arc<Mutex<HashMap<ModelId, Label>>>,
+    pub labels: Arc<Mutex<HashMap<ModelId, Label>>>,
+    /// Changes on a device that nobody was told of yet.
+    pub late: Late,
     /// Small vectors of all models, which stay.
     fixed: Bytes,
     trace: Option<Vec<Access>>,
-    /// Bytes of a block.
-    block: u64,
-}
-
-struct Label {
-    model: Arc<str>,
-    parts: Arc<[Part]>,
 }
 
 /// Blocks: small budgets have small ones, so that little is left free at the ends of parts; large ones have few.
@@ -265,7 +145,7 @@ const BLOCKS: u64 = 512;
 /// From this size of block on, the sectors around a piece are a small part of it, and files can be read past the page cache.
 const BLOCK_WITH_SECTORS: usize = 256 << 10;
 /// Parts of a model, about, at most.
-const MOST_PARTS: u64 = 4096;
+pub(super) const MOST_PARTS: u64 = 4096;
 /// A budget may grow by this factor while it is in use.
 const GROWTH: u64 = 8;
 
@@ -304,22 +184,26 @@ impl Memory {
     }
 
     fn over(blocks: Blocks, options: MemoryOptions) -> Self {
-        let grid = grid(options.budget);
         let blocks = Arc::new(blocks);
         let filler = Filler::new(Arc::clone(&blocks));
         let arena = Arena::new(Arc::clone(&blocks), filler.clone());
-        let core = Core {
-            pool: Pool::new(arena, Bytes(options.budget), options.policy.policy()),
-            names: BTreeMap::new(),
-            labels: Arc::default(),
-            fixed: Bytes::ZERO,
-            trace: None,
-            block: grid.block as u64,
-        };
-        Self(Arc::new(Shared { core: Mutex::new(core), filler, blocks, grid, options }))
+        let site = Site::Host { filler, blocks, grid: grid(options.budget) };
+        Self::made(AnyStore::Host(arena), site, options)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Core> {
+    pub(super) fn made(store: AnyStore, site: Site, options: MemoryOptions) -> Self {
+        let core = Core {
+            pool: Pool::new(store, Bytes(options.budget), options.policy.policy()),
+            names: BTreeMap::new(),
+            labels: Arc::default(),
+            late: Late::default(),
+            fixed: Bytes::ZERO,
+            trace: None,
+        };
+        Self(Arc::new(Shared { core: Mutex::new(core), site, options }))
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Core> {
         self.0.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -328,11 +212,19 @@ impl Memory {
     /// Gives `model` a place under `name`. Nothing is loaded yet. A model whose file is in the memory already gets one
     /// more name and no second copy.
     pub fn add(&self, name: &str, model: &Model) -> Result<Placed, MemoryError> {
-        let sectors = self.0.grid.align > 1;
-        let source = source(model.file(), self.0.options.io, sectors).map_err(|source| {
-            MemoryError::File { path: model.file().path().display().to_string(), source }
-        })?;
-        self.add_from(name, model, source.into())
+        self.add_from(name, model, self.open_source(model)?)
+    }
+
+    /// Where the bytes of a model come from.
+    pub(super) fn open_source(&self, model: &Model) -> Result<Arc<dyn Source>, MemoryError> {
+        let (io, sectors) = match &self.0.site {
+            Site::Host { grid, .. } => (self.0.options.io, grid.align > 1),
+            // What a device gets is packed out of the mapping; this is for single rows.
+            Site::Device { .. } => (Io::Cached, false),
+        };
+        let path = || model.file().path().display().to_string();
+        let opened = source(model.file(), io, sectors);
+        opened.map(Arc::from).map_err(|source| MemoryError::File { path: path(), source })
     }
 
     /// The same with the bytes from somewhere else.
@@ -342,43 +234,64 @@ impl Memory {
         model: &Model,
         source: Arc<dyn Source>,
     ) -> Result<Placed, MemoryError> {
+        let grid = match &self.0.site {
+            Site::Host { grid, .. } => *grid,
+            Site::Device { arena, .. } => return self.add_to_device(arena, name, model, source),
+        };
         let mut core = self.lock();
-        if core.names.contains_key(name) {
-            return Err(MemoryError::NameTaken { name: name.to_owned() });
-        }
-        if let Some(resident) = core.names.values().find(|resident| resident.model.same(model)).cloned() {
-            core.names.insert(name.to_owned(), Arc::clone(&resident));
-            return Ok(Placed::new(self.clone(), resident));
+        if let Some(placed) = self.known(&mut core, name, model)? {
+            return Ok(placed);
         }
         let weights = model.weights();
         let mut fixed = core.charge(Class::Weights, Bytes(weights.vector_bytes()))?;
         fixed.commit();
         let parts: Arc<[Part]> = {
             let arch = model.architecture();
-            let (layer, all) = sizes(arch, weights, self.0.grid)?;
-            let books = core.pool.books();
-            let others = core.charged(&books) + fixed.bytes();
-            let room = books.budget.saturating_sub(others).saturating_sub(least_session(model));
-            let two = room.0 / 2 / self.0.grid.block as u64;
+            let (layer, all) = sizes(arch, weights, grid)?;
+            let room = core.room().saturating_sub(fixed.bytes()).saturating_sub(least_session(model));
+            let two = room.0 / 2 / grid.block as u64;
             // Not more parts than are worth their bookkeeping.
             let most = two.clamp(1, u64::from(layer)).max(all / MOST_PARTS);
-            cut(arch, weights, self.0.grid, most as u32)?.into()
+            cut(arch, weights, grid, most as u32)?.into()
         };
-        let block = Bytes(self.0.grid.block as u64);
-        let sizes: Vec<Size> =
-            parts.iter().map(|part| Size::paged(block.times(u64::from(part.blocks)), block)).collect();
+        let block = Bytes(grid.block as u64);
+        let sizes: Vec<Size> = parts.iter().map(|part| Size::paged(Bytes(part.bytes), block)).collect();
         let id = core.pool.register(name, &sizes).map_err(MemoryError::Residency)?;
-        core.fixed += fixed.bytes();
-        core.pool.store_mut().insert(id, Arc::clone(&parts), Arc::clone(&source));
-        let label = Label { model: name.into(), parts: Arc::clone(&parts) };
-        core.labels.lock().unwrap_or_else(PoisonError::into_inner).insert(id, label);
+        if let AnyStore::Host(arena) = core.pool.store_mut() {
+            arena.insert(id, Arc::clone(&parts), Arc::clone(&source));
+        }
+        let resident = Resident::new(id, model.clone(), parts, source, Fixed::Charge(fixed), None);
+        Ok(self.settled(&mut core, name, resident))
+    }
+
+    /// A model that has a place already gets one more name. An error if the name is taken.
+    pub(super) fn known(
+        &self,
+        core: &mut Core,
+        name: &str,
+        model: &Model,
+    ) -> Result<Option<Placed>, MemoryError> {
+        if core.names.contains_key(name) {
+            return Err(MemoryError::NameTaken { name: name.to_owned() });
+        }
+        let same = core.names.values().find(|resident| resident.model.same(model)).cloned();
+        Ok(same.map(|resident| {
+            core.names.insert(name.to_owned(), Arc::clone(&resident));
+            Placed::new(self.clone(), resident)
+        }))
+    }
+
+    /// Makes a model that has its id known under its name.
+    pub(super) fn settled(&self, core: &mut Core, name: &str, resident: Arc<Resident>) -> Placed {
+        core.fixed += resident.fixed_bytes();
+        let label = Label { model: name.into(), parts: Arc::clone(&resident.parts) };
+        core.labels.lock().unwrap_or_else(PoisonError::into_inner).insert(resident.id, label);
         // What parsing has touched is not needed any more.
-        model.file().forget_pages();
-        let resident = Resident::new(id, model.clone(), parts, source, fixed);
+        resident.model.file().forget_pages();
         core.names.insert(name.to_owned(), Arc::clone(&resident));
         // Blocks may have had to go for the vectors.
         core.trim();
-        Ok(Placed::new(self.clone(), resident))
+        Placed::new(self.clone(), resident)
     }
 
     /// Forgets a name, and with its last name the model. Waits for loads of it that are under way.
@@ -399,7 +312,10 @@ impl Memory {
                 return Err(MemoryError::InUse { name: name.to_owned(), sessions });
             }
             core.pool.unregister(id).map_err(MemoryError::Residency)?;
-            core.pool.store_mut().remove(id);
+            match core.pool.store_mut() {
+                AnyStore::Host(arena) => arena.remove(id),
+                AnyStore::Device(store) => store.remove(id),
+            }
             core.labels.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
             let fixed = resident.give_up_vectors();
             core.fixed = core.fixed.saturating_sub(fixed);
@@ -465,10 +381,13 @@ impl Memory {
 
     /// Changes the budget, evicting as needed; all or nothing. Refused, with numbers, while what is in use is more.
     pub fn set_budget(&self, budget: u64) -> Result<(), MemoryError> {
-        let most = Bytes((self.0.blocks.count() * self.0.blocks.block()) as u64);
+        let (most, rest) = match &self.0.site {
+            Site::Host { blocks, .. } => (blocks.count() * blocks.block(), blocks.block() - 1),
+            Site::Device { arena, .. } => (arena.buffer.bytes(), 0),
+        };
         // A budget that is no whole number of blocks leaves the rest to caches and activations.
-        if Bytes(budget) > most + Bytes(self.0.grid.block as u64 - 1) {
-            return Err(MemoryError::TooMuch { budget: Bytes(budget), most });
+        if budget > (most + rest) as u64 {
+            return Err(MemoryError::TooMuch { budget: Bytes(budget), most: Bytes(most as u64) });
         }
         let mut core = self.lock();
         core.pool.set_budget(Bytes(budget)).map_err(MemoryError::Residency)?;
@@ -502,7 +421,7 @@ impl Memory {
 
     // ---- parts ----
 
-    pub(super) fn acquire(&self, resident: &Resident, index: u32) -> Result<Lease<Image>, MemoryError> {
+    pub(super) fn acquire(&self, resident: &Resident, index: u32) -> Result<Lease<Handle>, MemoryError> {
         self.lock().acquire(resident, index)
     }
 
@@ -511,7 +430,7 @@ impl Memory {
         &self,
         resident: &Resident,
         n: usize,
-    ) -> Result<Option<Vec<Lease<Image>>>, MemoryError> {
+    ) -> Result<Option<Vec<Lease<Handle>>>, MemoryError> {
         let mut core = self.lock();
         core.pool.settle();
         let there = |index: u32| {
@@ -523,6 +442,24 @@ impl Memory {
         }
         // Under the same lock: if one went meanwhile, the leases of the others could be in its way.
         (0..n as u32).map(|index| core.acquire(resident, index)).collect::<Result<_, _>>().map(Some)
+    }
+
+    /// Leases of the first part of a range, brought in if need be, and of those behind it that are there.
+    pub(super) fn acquire_stretch(
+        &self,
+        resident: &Resident,
+        range: std::ops::Range<u32>,
+    ) -> Result<Vec<Lease<Handle>>, MemoryError> {
+        let mut core = self.lock();
+        let mut leases = vec![core.acquire(resident, range.start)?];
+        for index in range.skip(1) {
+            let state = core.pool.table().state(UnitId { model: resident.id, index });
+            if !matches!(state, Some(State::Resident | State::Pinned | State::InUse)) {
+                break;
+            }
+            leases.push(core.acquire(resident, index)?);
+        }
+        Ok(leases)
     }
 
     /// Starts bringing a part in. Errors are for [`Memory::acquire`] to find.
@@ -547,17 +484,33 @@ impl Memory {
 
     /// What happened to all models together.
     pub fn stats(&self) -> Stats {
-        self.lock().pool.stats()
+        let mut core = self.lock();
+        core.tell();
+        core.pool.stats()
     }
 
     /// What was read, and what it took.
     pub fn fill_stats(&self) -> FillStats {
-        self.0.filler.stats()
+        match &self.0.site {
+            Site::Host { filler, .. } => filler.stats(),
+            Site::Device { .. } => FillStats::default(),
+        }
     }
 
-    /// Bytes of a block: parts take whole ones.
+    /// What was copied to the device, where the memory is one's.
+    pub fn uploads(&self) -> Option<Uploads> {
+        match self.lock().pool.store_mut() {
+            AnyStore::Host(_) => None,
+            AnyStore::Device(store) => Some(store.uploads()),
+        }
+    }
+
+    /// Bytes of a block: parts take whole ones. On a device, what addresses are a multiple of; parts go as a whole there.
     pub fn block(&self) -> usize {
-        self.0.grid.block
+        match &self.0.site {
+            Site::Host { grid, .. } => grid.block,
+            Site::Device { .. } => ALIGN as usize,
+        }
     }
 
     /// The map: every model and part.
@@ -585,36 +538,14 @@ impl Memory {
         models.into_values().collect()
     }
 
-    /// Calls `see` at each change of a part, from inside the memory: it must be quick and must not call the memory.
-    pub fn watch(&self, mut see: impl FnMut(&Change) + Send + 'static) {
-        let mut core = self.lock();
-        let labels = Arc::clone(&core.labels);
-        core.pool.subscribe(move |event| {
-            let labels = labels.lock().unwrap_or_else(PoisonError::into_inner);
-            let label = labels.get(&event.unit.model);
-            let part = label.and_then(|label| label.parts.get(event.unit.index as usize));
-            let (Some(label), Some(part)) = (label, part) else { return };
-            see(&Change {
-                at: event.at,
-                model: Arc::clone(&label.model),
-                index: event.unit.index,
-                part: part.name.clone(),
-                bytes: event.bytes,
-                kept: event.kept,
-                from: event.from,
-                to: event.to,
-                took: event.took,
-                used: event.used,
-            });
-        });
-    }
-
     /// Compares all books with each other, and with what the store holds.
     #[cfg(test)]
     pub(super) fn audit(&self) {
         let core = self.lock();
         core.pool.audit();
-        core.pool.store().audit(core.room().0 / core.block);
+        if let (AnyStore::Host(arena), Site::Host { grid, .. }) = (core.pool.store(), &self.0.site) {
+            arena.audit(core.room().0 / grid.block as u64);
+        }
     }
 
     /// Keeps a record of every use of a part from here on, for [`Memory::trace`]. It grows by a few dozen bytes a use.
@@ -643,7 +574,7 @@ impl Core {
         MemoryError::unknown(name, self.names.keys())
     }
 
-    fn acquire(&mut self, resident: &Resident, index: u32) -> Result<Lease<Image>, MemoryError> {
+    fn acquire(&mut self, resident: &Resident, index: u32) -> Result<Lease<Handle>, MemoryError> {
         let unit = UnitId { model: resident.id, index };
         self.note(unit);
         self.pool.acquire(unit).map_err(|error| match error {
@@ -655,7 +586,7 @@ impl Core {
         })
     }
 
-    fn charge(&mut self, class: Class, bytes: Bytes) -> Result<Charge, MemoryError> {
+    pub(super) fn charge(&mut self, class: Class, bytes: Bytes) -> Result<Charge, MemoryError> {
         self.pool.charge(class, bytes).map_err(MemoryError::Residency)
     }
 
@@ -666,15 +597,17 @@ impl Core {
     }
 
     /// What is left to parts of models.
-    fn room(&self) -> Bytes {
+    pub(super) fn room(&self) -> Bytes {
         let books = self.pool.books();
         books.budget.saturating_sub(self.charged(&books))
     }
 
     /// Gives memory of free blocks back to the system where it was promised to something else.
     fn trim(&mut self) {
-        let blocks = self.room().0 / self.block;
-        self.pool.store_mut().trim(blocks);
+        let room = self.room().0;
+        if let AnyStore::Host(arena) = self.pool.store_mut() {
+            arena.trim(room / arena.block() as u64);
+        }
     }
 
     fn note(&mut self, unit: UnitId) {

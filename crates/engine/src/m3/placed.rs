@@ -1,14 +1,18 @@
 //! A model in a memory, a session in that, and one forward pass under leases.
 
 use super::cut::Part;
-use super::memory::{Memory, MemoryError};
+use super::device::{AnyStore, DeviceArena, Handle, Region};
+use super::error::MemoryError;
+use super::memory::{Memory, Site};
 use super::source::Source;
 use super::{Bytes, Pin};
 use crate::cpu::Step;
 use crate::loader::Model;
+use crate::opencl::{DeviceError, DeviceModel};
 use crate::threads::Worker;
 use crate::weights::Place;
-use nexaquant_residency::{Charge, Class, ModelId};
+use nexaquant_opencl::Done;
+use nexaquant_residency::{Charge, Class, Lease, ModelId};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::*};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,7 +27,24 @@ pub(super) struct Resident {
     source: Arc<dyn Source>,
     pub sessions: AtomicUsize,
     /// For the small vectors, as long as the memory knows the model.
-    vectors: Mutex<Option<Charge>>,
+    fixed: Mutex<Option<Fixed>>,
+    /// Its form on a device, where the memory is there.
+    device: Option<Arc<DeviceModel>>,
+}
+
+/// What the small vectors cost.
+pub(super) enum Fixed {
+    Charge(Charge),
+    Region(Region),
+}
+
+impl Fixed {
+    fn bytes(&self) -> Bytes {
+        match self {
+            Fixed::Charge(charge) => charge.bytes(),
+            Fixed::Region(region) => region.bytes(),
+        }
+    }
 }
 
 impl Resident {
@@ -32,17 +53,23 @@ impl Resident {
         model: Model,
         parts: Arc<[Part]>,
         source: Arc<dyn Source>,
-        vectors: Charge,
+        fixed: Fixed,
+        device: Option<Arc<DeviceModel>>,
     ) -> Arc<Self> {
         let head = parts.iter().position(|part| part.name.starts_with("head")).unwrap_or(parts.len());
-        let (sessions, vectors) = (AtomicUsize::new(0), Mutex::new(Some(vectors)));
-        Arc::new(Self { id, model, parts, head, source, sessions, vectors })
+        let (sessions, fixed) = (AtomicUsize::new(0), Mutex::new(Some(fixed)));
+        Arc::new(Self { id, model, parts, head, source, sessions, fixed, device })
     }
 
-    /// Gives the charge of the vectors back; how much that was.
+    /// What the small vectors cost.
+    pub fn fixed_bytes(&self) -> Bytes {
+        self.fixed.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(Bytes::ZERO, Fixed::bytes)
+    }
+
+    /// Gives that back; how much it was.
     pub fn give_up_vectors(&self) -> Bytes {
-        let charge = self.vectors.lock().unwrap_or_else(PoisonError::into_inner).take();
-        charge.map_or(Bytes::ZERO, |charge| charge.bytes())
+        let fixed = self.fixed.lock().unwrap_or_else(PoisonError::into_inner).take();
+        fixed.map_or(Bytes::ZERO, |fixed| fixed.bytes())
     }
 }
 
@@ -79,13 +106,9 @@ impl Placed {
         Arc::ptr_eq(&self.resident, &other.resident)
     }
 
-    /// Name, bytes of weights and bytes of blocks of each part, in the order of a pass.
+    /// Name, bytes of weights and bytes taken of each part, in the order of a pass.
     pub fn parts(&self) -> impl Iterator<Item = (&str, u64, u64)> {
-        let block = self.memory.block() as u64;
-        self.resident
-            .parts
-            .iter()
-            .map(move |p| (p.name.as_str(), p.weight_bytes, u64::from(p.blocks) * block))
+        self.resident.parts.iter().map(|p| (p.name.as_str(), p.weight_bytes, p.bytes))
     }
 
     /// Brings in what is pinned, in order.
@@ -163,7 +186,7 @@ impl Tenancy {
                     if i > 0 {
                         worker.barrier();
                     }
-                    step.run(worker, &part.ops, which(i), Place::Image(part, lease));
+                    step.run(worker, &part.ops, which(i), Place::Image(part, image(lease)));
                 }
             });
             drop(leases);
@@ -184,8 +207,10 @@ impl Tenancy {
                 }
             }
             run(&|worker| {
-                memory.0.filler.share(worker.id());
-                step.run(worker, &part.ops, which(i), Place::Image(part, &lease));
+                if let Site::Host { filler, .. } = &memory.0.site {
+                    filler.share(worker.id());
+                }
+                step.run(worker, &part.ops, which(i), Place::Image(part, image(&lease)));
             });
             drop(lease);
             if i + 1 == n {
@@ -194,5 +219,108 @@ impl Tenancy {
             lease = memory.acquire(resident, i as u32 + 1)?;
         }
         Ok(())
+    }
+}
+
+/// Where the host finds a part.
+fn image(handle: &Handle) -> &super::Image {
+    match handle {
+        Handle::Host(image) => image,
+        Handle::Device(_) => unreachable!("a device computes with what lies there"),
+    }
+}
+
+/// Why a pass on a device ends.
+pub(crate) enum Stopped {
+    Memory(MemoryError),
+    Device(DeviceError),
+}
+
+impl From<MemoryError> for Stopped {
+    fn from(error: MemoryError) -> Self {
+        Stopped::Memory(error)
+    }
+}
+
+impl From<DeviceError> for Stopped {
+    fn from(error: DeviceError) -> Self {
+        Stopped::Device(error)
+    }
+}
+
+/// A model's place on a device.
+impl Tenancy {
+    /// The device and the model's form there; `None` where the host computes.
+    pub(crate) fn device(&self) -> Option<(Arc<DeviceArena>, Arc<DeviceModel>)> {
+        let Placed { memory, resident } = &self.0;
+        Some((Arc::clone(memory.device()?), Arc::clone(resident.device.as_ref()?)))
+    }
+
+    /// Pays for bytes of the device and gives them a place; `what` is for messages.
+    pub(crate) fn region(&self, class: Class, bytes: usize, what: &str) -> Result<Region, MemoryError> {
+        let Placed { memory, resident } = &self.0;
+        let region = memory.lock().region(class, bytes, what);
+        region.map_err(|error| error.of(resident.model.name()))
+    }
+
+    /// Whether the memory is this model's alone, and all of it is there to stay.
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(self.0.memory.0.site, Site::Device { whole: true, .. })
+    }
+
+    /// Leases of all parts, for a model that stays.
+    pub(crate) fn all(&self) -> Result<Vec<Lease<Handle>>, MemoryError> {
+        let Placed { memory, resident } = &self.0;
+        (0..resident.parts.len() as u32).map(|index| memory.acquire(resident, index)).collect()
+    }
+
+    /// One forward pass on a device, to the head's end or, without `head`, to its beginning. `launch` queues what the parts of a
+    /// range do, to begin after the copies that it is given, and returns the end of that. The end of the last one comes back.
+    ///
+    /// Parts that follow each other and are there are launched together. Then the next part's copy is queued while the last
+    /// one of those is still leased, so that it cannot be the one that goes: the copy goes on beside the computing.
+    pub(crate) fn launch(
+        &self,
+        head: bool,
+        mut launch: impl FnMut(Range<usize>, &[&Done]) -> Result<Option<Done>, DeviceError>,
+    ) -> Result<Option<Arc<Done>>, Stopped> {
+        let Placed { memory, resident } = &self.0;
+        let n = if head { resident.parts.len() } else { resident.head };
+        let prefetch = memory.0.options.prefetch;
+        let (mut at, mut last) = (0, None);
+        while at < n {
+            let mut leases = memory.acquire_stretch(resident, at as u32..n as u32)?;
+            let end = at + leases.len();
+            let landed: Vec<&Done> = leases.iter().filter_map(|lease| lease.pending()).collect();
+            if let Some(done) = launch(at..end, &landed)? {
+                let done = Arc::new(done);
+                if let AnyStore::Device(store) = memory.lock().pool.store_mut() {
+                    store.used(leases.iter().map(Lease::unit), &done);
+                }
+                last = Some(done);
+            }
+            leases.drain(..leases.len() - 1);
+            if prefetch {
+                match end {
+                    next if next < n => memory.prefetch(resident, next as u32),
+                    // More of the prompt comes.
+                    _ if !head => memory.prefetch(resident, 0),
+                    _ => memory.prefetch_upcoming(),
+                }
+            }
+            at = end;
+        }
+        Ok(last)
+    }
+
+    /// Tells those who watch what has landed.
+    pub(crate) fn tell(&self) {
+        self.0.memory.lock().tell();
+    }
+
+    /// Forgets what a step that failed may have left half copied.
+    pub(crate) fn forget(&self) {
+        let Placed { memory, resident } = &self.0;
+        let _ = memory.lock().pool.unload(resident.id);
     }
 }

@@ -6,8 +6,9 @@
 //! weights that are zeros, which takes the time it will take. What reading takes is measured on a sample of each file.
 
 use super::Pin;
+use super::error::MemoryError;
 use super::fill::READERS;
-use super::memory::{Memory, MemoryError, MemoryOptions};
+use super::memory::{Memory, MemoryOptions};
 use super::placed::Placed;
 use super::source::{SECTOR, Source, source};
 use crate::loader::Model;

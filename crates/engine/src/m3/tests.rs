@@ -9,7 +9,8 @@ mod files;
 mod models;
 mod random;
 
-use super::memory::{Memory, MemoryError, MemoryOptions};
+use super::error::MemoryError;
+use super::memory::{Memory, MemoryOptions};
 use super::source::{Io, Source, source};
 use crate::session::{EvalError, Session, SessionOptions};
 use crate::{LoadOptions, Model, Pool, PoolOptions};

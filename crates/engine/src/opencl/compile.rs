@@ -6,6 +6,7 @@
 
 use super::formats::{FLOAT, Stored, grain_code};
 use super::gpu::Gpu;
+use super::model::DeviceModel;
 use super::phase::{Do, NONE, PRODUCT, Phase, Place, product, word};
 use crate::kv::KvLayout;
 use crate::model::Architecture;
@@ -47,14 +48,15 @@ pub(super) struct Plan<'a> {
     pub gpu: &'a Gpu,
     pub arch: &'a Architecture,
     pub weights: &'a WeightTable,
-    pub matrices: &'a [OnDevice],
+    pub device: &'a DeviceModel,
     pub kv: &'a KvLayout,
     /// Line and width of each slot.
     pub slots: [(u32, usize); 8],
     /// Lines of vectors.
     pub vectors: &'a [u32],
-    /// Lines of the angles of each rope table.
+    /// Lines of the angles of each rope table: of all positions, or of the step's alone.
     pub ropes: &'a [u32],
+    pub step_angles: bool,
     pub records: u32,
     pub tokens: u32,
     pub partial: u32,
@@ -68,20 +70,13 @@ pub(super) struct Plan<'a> {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Table {
     pub phases: Vec<Phase>,
+    /// Phases up to the end of each part.
+    pub ends: Vec<usize>,
     /// Phases before the head, up to the logits, and all.
     pub body: usize,
     pub head: usize,
     /// Bytes of local memory that some phase needs.
     pub local: usize,
-}
-
-/// The number of a cache's type in the kernels.
-pub(super) fn kv_code(ty: KvType) -> u32 {
-    match ty {
-        KvType::F32 => 0,
-        KvType::F16 => 1,
-        KvType::Q8_0 => 2,
-    }
 }
 
 /// Bytes of a quantized input on the device: values, sums of 16, scales and sums of their groups, in the order of the
@@ -104,14 +99,15 @@ pub(super) fn tile(gpu: &Gpu, arch: &Architecture, layer: usize, single: bool) -
 
 /// Compiles the whole graph, for steps of one token (`single`) or of several.
 pub(super) fn compile(plan: &Plan<'_>, single: bool) -> Table {
-    let mut c = Compiler { plan, single, table: Table::default(), head: false };
-    let units = &plan.arch.units;
-    for (i, unit) in units.iter().enumerate() {
-        if i + 1 == units.len() {
+    let mut c = Compiler { plan, single, table: Table::default(), part: 0, norm: None, head: false };
+    for (i, part) in plan.device.parts.iter().enumerate() {
+        if !c.head && part.name.starts_with("head") {
             c.table.body = c.table.phases.len();
             c.head = true;
         }
-        c.unit(&unit.ops);
+        c.part = i;
+        c.ops(&part.ops);
+        c.table.ends.push(c.table.phases.len());
     }
     c.table.head = c.table.phases.len();
     c.argmax();
@@ -124,6 +120,11 @@ struct Compiler<'a> {
     plan: &'a Plan<'a>,
     single: bool,
     table: Table,
+    /// The part at hand.
+    part: usize,
+    /// What was normalized last, with what weights, and to where: the products of that take it along, and where they were
+    /// cut between parts, each part's do.
+    norm: Option<(View, VectorId, View)>,
     /// In the head, which runs for some tokens only.
     head: bool,
 }
@@ -150,9 +151,8 @@ impl Compiler<'_> {
         self.table.phases.push(phase);
     }
 
-    fn unit(&mut self, ops: &[Op]) {
+    fn ops(&mut self, ops: &[Op]) {
         let mut heads = Heads::default();
-        let mut norm: Option<(View, VectorId)> = None;
         let mut i = 0;
         while i < ops.len() {
             let next = ops.get(i + 1);
@@ -163,7 +163,7 @@ impl Compiler<'_> {
                         self.add_norm(*x, *weight, *to);
                         i += 1;
                     }
-                    _ => norm = Some((*x, *weight)),
+                    _ => self.norm = Some((*x, *weight, *out)),
                 },
                 Op::RmsNormHeads { x, weight } if x.at == 0 => heads.q_norm = Some(*weight),
                 Op::RmsNormHeads { weight, .. } => heads.k_norm = Some(*weight),
@@ -177,7 +177,8 @@ impl Compiler<'_> {
                         Some(Op::Glu { gate, up, out, activation }) => Some((*gate, *up, *out, *activation)),
                         _ => None,
                     };
-                    if self.matmul(*input, norm.take(), products, glu) {
+                    let norm = self.norm.filter(|(.., out)| out == input).map(|(x, weight, _)| (x, weight));
+                    if self.matmul(*input, norm, products, glu) {
                         i += 1;
                     }
                 }
@@ -188,11 +189,13 @@ impl Compiler<'_> {
         }
     }
 
+    /// Nothing where the table does not stay on the device: the host writes the rows then.
     fn embed(&mut self, table: MatrixId, scale: f32) {
-        let m = &self.plan.matrices[table.0];
+        let Some(part) = self.plan.device.table else { return };
+        let m = &self.plan.device.matrices[table.0];
         let x = self.place(View::new(Slot::X, m.cols));
         let phase = self
-            .products(Phase::new(Do::Embed), &[(table, m.rows)])
+            .products(Phase::new(Do::Embed), part, &[(table, 0, m.rows)])
             .set(word::COLS, m.cols as u32)
             .set(word::TOKENS, self.plan.tokens)
             .of(0, product::SCALE, scale.to_bits());
@@ -221,16 +224,21 @@ impl Compiler<'_> {
     }
 
     /// The words of matrices: form, place and size.
-    fn products(&self, mut phase: Phase, of: &[(MatrixId, usize)]) -> Phase {
-        for (k, (id, rows)) in of.iter().enumerate() {
-            let m = &self.plan.matrices[id.0];
+    fn products(&self, mut phase: Phase, part: usize, of: &[(MatrixId, usize, usize)]) -> Phase {
+        for (k, (id, first, rows)) in of.iter().enumerate() {
+            let m = &self.plan.device.matrices[id.0];
+            let found =
+                self.plan.device.pieces[part].iter().find(|p| p.matrix == *id && p.rows.start == *first);
+            let Some(piece) = found.filter(|p| p.rows.len() == *rows) else {
+                unreachable!("a product of a part has the rows of a piece of it")
+            };
             phase = phase
                 .of(k, product::FMT, m.code())
-                .of(k, product::MAT, id.0 as u32)
+                .of(k, product::MAT, piece.word)
                 .of(k, product::ROWS, *rows as u32)
                 .of(k, product::SCALE, 1f32.to_bits())
                 .of(k, product::TENSOR, m.scale.to_bits());
-            let planes = m.stored.planes(m.rows, m.cols);
+            let planes = m.stored.planes(*rows, m.cols);
             for (j, plane) in planes[1..planes.len() - 1].iter().enumerate() {
                 phase = phase.of(k, product::PLANES + j, (plane / 16) as u32);
             }
@@ -247,7 +255,7 @@ impl Compiler<'_> {
         glu: Option<(View, View, View, Activation)>,
     ) -> bool {
         let plan = self.plan;
-        let of = |p: &Product| &plan.matrices[p.matrix.0];
+        let of = |p: &Product| &plan.device.matrices[p.matrix.0];
         let pair = match (&glu, products) {
             (Some((gate, up, ..)), [a, b]) => {
                 a.out == *gate && b.out == *up && of(a).code() == of(b).code() && of(a).grain == of(b).grain
@@ -325,8 +333,8 @@ impl Compiler<'_> {
     fn product(&mut self, phase: Phase, products: &[&Product], glu: Option<(View, View, View, Activation)>) {
         let plan = self.plan;
         let rows = plan.gpu.shape.rows;
-        let of: Vec<_> = products.iter().map(|p| (p.matrix, p.out.width)).collect();
-        let mut phase = self.products(phase, &of).set(word::NPROD, products.len() as u32);
+        let of: Vec<_> = products.iter().map(|p| (p.matrix, p.first, p.out.width)).collect();
+        let mut phase = self.products(phase, self.part, &of).set(word::NPROD, products.len() as u32);
         let units = match glu {
             Some((gate, ..)) => gate.width.div_ceil(rows / 2),
             None => products.iter().map(|p| p.out.width.div_ceil(rows)).sum(),
@@ -374,6 +382,12 @@ impl Compiler<'_> {
             (h.layers[layer].kv_heads, tile(plan.gpu, plan.arch, layer, self.single), h.head_dim);
         let keys = plan.kv.k(layer, 0, 0..1);
         let values = plan.kv.v(layer, 0, 0..1);
+        let fresh = (2 * d + h.rope_dims) * 4;
+        let local = ((2 * tile * d + tile * SPAN + (3 + 16) * tile) * 4 + fresh).next_multiple_of(16);
+        // Keys and values pass through local memory, where there is room for some rows.
+        let row = 2 * d + 16;
+        let halves = plan.kv.ty == KvType::F16 && d.is_multiple_of(16);
+        let rows = if halves { (plan.local.saturating_sub(local) / row).min(MOST_ROWS) } else { 0 };
         let vector = |id: Option<VectorId>| id.map_or(NONE, |id| self.vector(id));
         let words = [
             h.heads as u32,
@@ -382,17 +396,11 @@ impl Compiler<'_> {
             keys.start as u32,
             (values.start - keys.start) as u32,
             plan.kv.row_bytes as u32,
-            0,
+            rows as u32,
             vector(heads.k_norm),
             k.at as u32,
             v.at as u32,
         ];
-        let fresh = (2 * d + h.rope_dims) * 4;
-        let local = ((2 * tile * d + tile * SPAN + (3 + 16) * tile) * 4 + fresh).next_multiple_of(16);
-        // Keys and values pass through local memory, where there is room for some rows.
-        let row = 2 * d + 16;
-        let halves = plan.kv.ty == KvType::F16 && d.is_multiple_of(16);
-        let rows = if halves { (plan.local.saturating_sub(local) / row).min(MOST_ROWS) } else { 0 };
         let [line, at, stride] = self.place(out);
         let more = [
             line,
@@ -401,7 +409,7 @@ impl Compiler<'_> {
             window.unwrap_or(0) as u32,
             scale.to_bits(),
             plan.ropes[heads.rope],
-            rows as u32,
+            u32::from(plan.step_angles),
             (h.rope_dims / 2) as u32,
             u32::from(plan.arch.spec.pairing == Pairing::Halves),
             u32::from(self.single),

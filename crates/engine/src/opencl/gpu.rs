@@ -3,7 +3,7 @@
 use super::formats::FLOAT;
 use super::phase::Do;
 use super::source::{Shape, Traits, program};
-use nexaquant_opencl::{Arg, Buffer, Cache, Device, Error, Found, Kernel, Kind, Queue, Rates};
+use nexaquant_opencl::{Arg, Buffer, Cache, Device, Done, Error, Found, Kernel, Kind, Queue, Rates};
 use std::sync::Arc;
 
 /// How a device is used. The defaults are what its kind wants; the rest is for tests and measurements.
@@ -26,7 +26,7 @@ pub struct GpuOptions {
 /// An open device. Clones are the same device.
 #[derive(Clone, Debug)]
 pub struct Gpu {
-    pub(super) device: Arc<Device>,
+    pub(crate) device: Arc<Device>,
     pub(super) shape: Shape,
     pub(super) groups: usize,
     pub(super) persistent: bool,
@@ -67,6 +67,11 @@ impl Gpu {
     /// When it has no memory to spare, or fails.
     pub fn measure(&self) -> Result<Rates, Error> {
         self.device.measure()
+    }
+    /// For tests: the `command`-th command from now on fails as if the device had been lost; 0: none does.
+    #[doc(hidden)]
+    pub fn fail_at(&self, command: u64) {
+        self.device.fail_at(command);
     }
     /// Which path steps take, for people.
     pub fn path(&self) -> String {
@@ -120,23 +125,32 @@ pub(super) struct Numbers {
 }
 
 impl Runner<'_> {
-    /// Queues phases `range` of the table; `kinds` are theirs.
-    pub fn run(&self, range: std::ops::Range<usize>, kinds: &[u32], n: Numbers) -> Result<(), Error> {
+    /// Queues phases `range` of the table, to begin after `after`, and returns their end; `kinds` are theirs.
+    pub fn run(
+        &self,
+        range: std::ops::Range<usize>,
+        kinds: &[u32],
+        n: Numbers,
+        after: &[&Done],
+    ) -> Result<Option<Done>, Error> {
         if range.is_empty() {
-            return Ok(());
+            return Ok(None);
         }
         if self.gpu.persistent {
-            return self.launch(range.start, range.end, n);
+            return self.launch(range.start, range.end, n, after).map(Some);
         }
+        let mut last = None;
         for (i, kind) in range.clone().zip(&kinds[range]) {
             if *kind != Do::Combine as u32 || n.splits > 1 {
-                self.launch(i, i + 1, n)?;
+                // The queue is in order: what the first one waits for, all do.
+                let after = if last.is_none() { after } else { &[] };
+                last = Some(self.launch(i, i + 1, n, after)?);
             }
         }
-        Ok(())
+        Ok(last)
     }
 
-    fn launch(&self, from: usize, to: usize, n: Numbers) -> Result<(), Error> {
+    fn launch(&self, from: usize, to: usize, n: Numbers, after: &[&Done]) -> Result<Done, Error> {
         let args = [
             Arg::Buffer(self.arena),
             Arg::U32(self.table),
@@ -153,6 +167,6 @@ impl Runner<'_> {
             Arg::Buffer(self.sync),
             Arg::Local(self.local),
         ];
-        self.queue.launch(self.kernel, &args, self.gpu.groups, self.gpu.shape.group, &[]).map(drop)
+        self.queue.launch(self.kernel, &args, self.gpu.groups, self.gpu.shape.group, after)
     }
 }

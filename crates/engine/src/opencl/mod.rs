@@ -6,7 +6,8 @@
 //! | `source.rs`, `cl/` | the program's text, for the forms that a model uses |
 //! | `phase.rs`, `compile.rs` | op lists as a table of phases, with what can be joined joined |
 //! | `gpu.rs` | an open device: how its work is cut, and how a table is run on it |
-//! | `session.rs` | one sequence: weights, cache and activations in one arena, and its steps |
+//! | `model.rs` | a model in the device's form, part by part |
+//! | `layout.rs`, `session.rs` | one sequence in a device's memory: its buffers, and its steps |
 //!
 //! A *phase* is what all work-groups do before they meet. Where they can meet on the device (an NVIDIA GPU, one work-group
 //! a compute unit), a whole step is one launch; elsewhere each phase is a launch of its own. Both run the same table.
@@ -14,6 +15,8 @@
 mod compile;
 mod formats;
 mod gpu;
+mod layout;
+mod model;
 mod phase;
 mod session;
 mod source;
@@ -21,6 +24,8 @@ mod source;
 mod tests;
 
 pub use gpu::{Gpu, GpuOptions};
+pub(crate) use layout::{Sizes as DeviceSizes, least_session};
+pub(crate) use model::DeviceModel;
 pub use nexaquant_opencl::{Choice, Error as DeviceError, Found, PageIn, Rates, advice, choose, find};
+pub(crate) use session::DeviceSession;
 pub use session::OpenError;
-pub(crate) use session::{DeviceSession, Sizes as DeviceSizes};

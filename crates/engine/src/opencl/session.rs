@@ -1,64 +1,59 @@
-//! One sequence on a device: weights, cache and activations in one arena, allocated once, and its steps.
+//! One sequence on a device: its cache and the buffers of its steps in a memory there, and its steps.
 
-use super::compile::{OnDevice, Plan, SPAN, Table, compile, kv_code, record_bytes, tile};
-use super::formats::{Stored, grain_code};
+use super::compile::{Plan, SPAN, Table, compile};
 use super::gpu::{Gpu, Numbers, Runner};
-use super::phase::{NONE, Phase};
-use super::source::Traits;
+use super::layout::{Layout, Sizes};
+use super::model::DeviceModel;
+use super::phase::{NONE, Phase, WORDS};
 use crate::kv::{KvLayout, PAGE};
 use crate::loader::Model;
-use crate::model::op::{MatrixId, RopeTable, Slot, VectorId};
-use crate::weights::WeightError;
-use nexaquant_opencl::{Buffer, Error, Kernel, Queue};
+use crate::m3::{DeviceArena, Handle, Memory, MemoryError, Placed, Region, Stopped, Tenancy, whole};
+use crate::model::op::{Op, RopeTable, Slot};
+use crate::session::EvalError;
+use nexaquant_opencl::{Done, Error, Queue};
+use nexaquant_residency::{Class, Lease};
 use std::ops::Range;
+use std::sync::{Arc, PoisonError};
 
-/// What a session on a device is opened with.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sizes {
-    pub context: usize,
-    pub batch: usize,
-    pub outputs: usize,
+/// The buffers of steps, and the tables of what these do: for one token, and for several if there is room.
+struct Scratch {
+    region: Region,
+    layout: Layout,
+    sizes: Sizes,
+    tables: Vec<Ready>,
 }
 
-/// Hands out places of the arena, in order; whole lines of 256 bytes.
-#[derive(Default)]
-struct Places {
-    at: usize,
-}
-
-impl Places {
-    /// The line where `bytes` may lie.
-    fn take(&mut self, bytes: usize) -> u32 {
-        let line = self.at / 16;
-        self.at += bytes.next_multiple_of(256);
-        line as u32
-    }
+/// A table on the device.
+struct Ready {
+    table: Table,
+    line: u32,
+    kinds: Vec<u32>,
 }
 
 /// One sequence on a device.
 pub(crate) struct DeviceSession {
-    gpu: Gpu,
-    queue: Queue,
-    /// For one token, and for several.
-    kernels: [Kernel; 2],
-    arena: Buffer,
-    sync: Buffer,
-    /// For one token, and for several.
-    tables: [(Table, u32, Vec<u32>); 2],
-    lines: u32,
-    pages: u32,
-    tokens_at: u32,
-    logits_at: u32,
-    vocab: usize,
-    /// Most pieces that one token's attention is cut into.
-    max_splits: usize,
+    arena: Arc<DeviceArena>,
+    device: Arc<DeviceModel>,
+    kv: KvLayout,
+    ropes: Vec<RopeTable>,
+    sizes: Sizes,
+    /// Angles of all positions, where the memory is this session's alone.
+    angles: Option<(Region, Vec<u32>)>,
+    /// Of the model's parts, for the same case.
+    held: Vec<Lease<Handle>>,
+    pages: Vec<Region>,
+    scratch: Option<Scratch>,
     logits: Vec<f32>,
+    /// Bytes on their way.
     raw: Vec<u8>,
+    rows: Vec<u8>,
+    /// After everything that was paid for.
+    tenancy: Tenancy,
 }
 
 impl std::fmt::Debug for DeviceSession {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "DeviceSession({}, {} bytes)", self.gpu.path(), self.arena.bytes())
+        write!(f, "DeviceSession({}, {} bytes)", self.path(), self.bytes())
     }
 }
 
@@ -69,12 +64,12 @@ pub enum OpenError {
     /// The device refuses.
     #[error(transparent)]
     Device(#[from] Error),
-    /// A matrix has a format that the device has no code for.
+    /// Its memory has no room.
     #[error(transparent)]
-    Weight(#[from] WeightError),
-    /// More than its addresses reach.
+    Memory(Box<MemoryError>),
+    /// More than the device gives, or than addresses reach.
     #[error(
-        "the model, its cache and its buffers need {need} bytes; {device} gives {piece} in one piece; lower --ctx or use a smaller model"
+        "the model, its cache and its buffers need {need} bytes; {device} gives {piece} in one piece; lower --ctx, use a smaller model, or let it stream with --budget"
     )]
     TooBig {
         /// Bytes needed.
@@ -86,264 +81,427 @@ pub enum OpenError {
     },
 }
 
+impl From<MemoryError> for OpenError {
+    fn from(error: MemoryError) -> Self {
+        match error {
+            MemoryError::Device(Error::OutOfMemory { device, bytes: need, piece, .. }) => {
+                OpenError::TooBig { need, device, piece }
+            }
+            MemoryError::Device(error) => OpenError::Device(error),
+            error => OpenError::Memory(Box::new(error)),
+        }
+    }
+}
+
 impl DeviceSession {
-    /// Puts everything on the device.
-    pub fn open(
+    /// A session with a memory of its own, in which the whole model stays.
+    pub fn whole(
         gpu: &Gpu,
         model: &Model,
         kv: &KvLayout,
-        ropes: &[RopeTable],
+        ropes: Vec<RopeTable>,
         sizes: Sizes,
     ) -> Result<Self, OpenError> {
-        let (arch, weights, file) = (model.architecture(), model.weights(), model.file());
-        let matrices: Vec<OnDevice> = (0..arch.matrices.len())
-            .map(|i| {
-                let (format, rows, cols, scale, bytes) = weights.raw(MatrixId(i), file);
-                let Some(stored) = Stored::choose(format, bytes, cols) else {
-                    unreachable!("every format of the registry has a stored form")
-                };
-                let grain = weights.kernel(MatrixId(i)).grain();
-                OnDevice { stored, rows, cols, scale, grain }
-            })
-            .collect();
-
-        let mut places = Places::default();
-        let mut slots = [(0, 0); 8];
-        for slot in Slot::ALL {
-            let rows = if slot == Slot::Logits { sizes.outputs } else { sizes.batch };
-            let width = arch.slot_width(slot);
-            slots[slot as usize] = (places.take(rows * width * 4), width);
+        let device = whole(gpu, model)?;
+        let layout = Layout::new(gpu, model, &ropes, sizes, false);
+        let pages = sizes.context.div_ceil(PAGE) * kv.page_bytes().next_multiple_of(256);
+        let angles: usize = ropes.iter().map(|t| angles_bytes(t, sizes.context)).sum();
+        // Their number does not depend on where they lie.
+        let tables: usize = [true, false]
+            .into_iter()
+            .map(|single| plan(gpu, &device, kv, &layout, &vec![0; ropes.len()], single).phases.len())
+            .map(|phases| (phases * WORDS * 4).next_multiple_of(256))
+            .sum();
+        let session = layout.bytes + tables + pages + angles;
+        let placed = Memory::whole(gpu, device, session as u64)?;
+        let mut this = Self::new(placed.enter(), kv, ropes, sizes);
+        let mut bytes = Vec::new();
+        let mut lines = Vec::new();
+        for table in &this.ropes {
+            lines.push((bytes.len() / 16) as u32);
+            put_angles(&mut bytes, table, 0..sizes.context);
+            bytes.resize(bytes.len().next_multiple_of(256), 0);
         }
-        let record = matrices.iter().filter_map(|m| Some(record_bytes(m.cols, m.grain?)));
-        let records = places.take(sizes.batch * record.max().unwrap_or(0));
-        let tokens = places.take(sizes.batch * 4);
-        let maxima = places.take(gpu.groups * 8);
-        let layers = 0..arch.hparams.layers.len();
-        let heads = layers
-            .map(|i| {
-                let kv_heads = arch.hparams.layers[i].kv_heads;
-                kv_heads * (arch.hparams.heads / kv_heads).div_ceil(tile(gpu, arch, i, true))
-            })
-            .min()
-            .unwrap_or(1);
-        let max_splits = (gpu.groups / heads).clamp(1, 32);
-        let partial = places.take(arch.hparams.heads * max_splits * (arch.hparams.head_dim + 2) * 4);
-        let tables = places.take(2 * 4 * super::phase::WORDS * table_length(arch));
-        let lines = places.take(matrices.len() * 4);
-        let page_count = sizes.context.div_ceil(PAGE);
-        let pages = places.take(page_count * 4);
-        let mut uploads: Vec<(u32, Vec<u8>)> = Vec::new();
-        let bytes_of = |values: &[f32]| values.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-        let mut put = |places: &mut Places, values: Vec<u8>| {
-            let line = places.take(values.len());
-            uploads.push((line, values));
-            line
-        };
-        let vectors: Vec<u32> = (0..arch.vectors.len())
-            .map(|i| put(&mut places, bytes_of(weights.vector(VectorId(i)))))
-            .collect();
-        let rope_lines: Vec<u32> =
-            ropes.iter().map(|table| put(&mut places, bytes_of(&angles(table, sizes.context)))).collect();
-        let first_page = places.take(page_count * kv.page_bytes());
-        let page_lines: Vec<u32> =
-            (0..page_count).map(|i| first_page + (i * kv.page_bytes() / 16) as u32).collect();
-        let matrix_lines: Vec<u32> = matrices
-            .iter()
-            .map(|m| places.take(m.stored.planes(m.rows, m.cols).last().copied().unwrap_or(0)))
-            .collect();
-
-        let found = gpu.found();
-        if places.at as u64 > found.piece.min(16 << 32) {
-            let (need, device, piece) = (places.at as u64, found.name.clone(), found.piece);
-            return Err(OpenError::TooBig { need, device, piece });
+        let region = this.tenancy.region(Class::Scratch, bytes.len(), "angles")?;
+        this.arena.compute().write(&this.arena.buffer, region.line as usize * 16, &bytes)?;
+        for line in &mut lines {
+            *line += region.line;
         }
-        let fixed = gpu.shape.rows * gpu.shape.group * 4 + 2 * 4 * super::phase::WORDS + 64;
-        let plan = Plan {
-            gpu,
-            arch,
-            weights,
-            matrices: &matrices,
-            kv,
-            slots,
-            vectors: &vectors,
-            ropes: &rope_lines,
-            records,
-            tokens,
-            partial,
-            maxima,
-            max_splits: max_splits as u32,
-            local: (found.local as usize).saturating_sub(fixed),
-        };
-        let compiled = [compile(&plan, true), compile(&plan, false)];
-        let traits = Traits {
-            codes: matrices.iter().map(OnDevice::code).collect(),
-            grains: matrices.iter().filter_map(|m| m.grain).fold(0, |all, g| all | 1 << grain_code(Some(g))),
-            kv: kv_code(kv.ty),
-            head_dim: arch.hparams.head_dim,
-        };
-        let kernels = [gpu.kernel(&traits, true)?, gpu.kernel(&traits, false)?];
-        let (queue, arena, sync) =
-            (gpu.device.queue()?, gpu.device.buffer(places.at)?, gpu.device.buffer(64)?);
-        queue.zero(&sync, 0..64)?;
-        let mut at = tables;
-        let tables = compiled.map(|table| {
-            let (bytes, line) = (Phase::bytes(&table.phases), at);
-            at += (bytes.len() / 16) as u32;
-            uploads.push((line, bytes));
-            let kinds = table.phases.iter().map(Phase::kind).collect();
-            (table, line, kinds)
-        });
-        let words = |lines: &[u32]| lines.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
-        uploads.push((lines, words(&matrix_lines)));
-        uploads.push((pages, words(&page_lines)));
-        for (line, bytes) in uploads {
-            queue.write(&arena, line as usize * 16, &bytes)?;
-        }
-        let mut packed = Vec::new();
-        for (i, (m, line)) in matrices.iter().zip(&matrix_lines).enumerate() {
-            let (format, rows, cols, _, bytes) = weights.raw(MatrixId(i), file);
-            packed.clear();
-            packed.resize(m.stored.planes(rows, cols).last().copied().unwrap_or(0), 0);
-            m.stored.pack(format, bytes, rows, cols, &mut packed);
-            queue.write(&arena, *line as usize * 16, &packed)?;
-        }
-        Ok(Self {
-            gpu: gpu.clone(),
-            queue,
-            kernels,
-            arena,
-            sync,
-            tables,
-            lines,
-            pages,
-            tokens_at: tokens,
-            logits_at: slots[Slot::Logits as usize].0,
-            vocab: arch.vocab,
-            max_splits,
-            logits: vec![0.0; sizes.outputs * arch.vocab],
-            raw: Vec::new(),
-        })
+        this.angles = Some((region, lines));
+        this.held = this.tenancy.all()?;
+        this.ready(sizes.batch, sizes.outputs, sizes.context).map_err(|error| match error {
+            Stopped::Memory(error) => OpenError::from(error),
+            Stopped::Device(error) => OpenError::Device(error),
+        })?;
+        Ok(this)
     }
 
-    /// Bytes held on the device.
+    /// A session of a model in a memory with a budget.
+    pub fn placed(placed: &Placed, kv: &KvLayout, ropes: Vec<RopeTable>, mut sizes: Sizes) -> Option<Self> {
+        let tenancy = placed.enter();
+        let (arena, _) = tenancy.device()?;
+        // A prompt's buffers take room from the weights; a small part of the budget is enough for them.
+        let share = placed.memory().budget() / 8;
+        let bytes = |sizes| Layout::new(&arena.gpu, placed.model(), &ropes, sizes, true).bytes as u64;
+        while sizes.batch > 1 && bytes(sizes) > share {
+            sizes.batch /= 2;
+            sizes.outputs = sizes.outputs.min(sizes.batch);
+        }
+        Some(Self::new(tenancy, kv, ropes, sizes))
+    }
+
+    fn new(tenancy: Tenancy, kv: &KvLayout, ropes: Vec<RopeTable>, sizes: Sizes) -> Self {
+        let Some((arena, device)) = tenancy.device() else { unreachable!("opened on a device") };
+        let vocab = device.model.architecture().vocab;
+        Self {
+            arena,
+            device,
+            kv: kv.clone(),
+            ropes,
+            sizes,
+            angles: None,
+            held: Vec::new(),
+            pages: Vec::new(),
+            scratch: None,
+            logits: vec![0.0; sizes.outputs * vocab],
+            raw: Vec::new(),
+            rows: Vec::new(),
+            tenancy,
+        }
+    }
+
+    /// Bytes held on the device, without weights that others may use, too.
     pub fn bytes(&self) -> usize {
-        self.arena.bytes()
+        let scratch = self.scratch.as_ref().map(|scratch| &scratch.region);
+        let angles = self.angles.as_ref().map(|(region, _)| region);
+        self.pages.iter().chain(scratch).chain(angles).map(|region| region.bytes().0 as usize).sum()
     }
     /// Which path steps take, for people.
     pub fn path(&self) -> String {
-        self.gpu.path()
+        self.arena.gpu.path()
     }
-
+    /// What it was opened with, smaller where the budget is small.
+    pub fn sizes(&self) -> Sizes {
+        self.sizes
+    }
     /// Logits of the `row`-th wanted token of the last step.
     pub fn logits(&mut self, row: usize) -> &mut [f32] {
-        &mut self.logits[row * self.vocab..(row + 1) * self.vocab]
+        let vocab = self.device.model.architecture().vocab;
+        &mut self.logits[row * vocab..(row + 1) * vocab]
+    }
+    /// The residual stream of the `row`-th token of the last step; nothing where its buffers are gone.
+    pub fn residual(&self, row: usize) -> Vec<f32> {
+        let Some(Scratch { layout, sizes, .. }) = &self.scratch else { return Vec::new() };
+        let (line, width) = layout.slots[Slot::X as usize];
+        let mut bytes = vec![0; if row < sizes.batch { width * 4 } else { 0 }];
+        let at = line as usize * 16 + row * width * 4;
+        if self.arena.compute().read(&self.arena.buffer, at, &mut bytes).is_err() {
+            return Vec::new();
+        }
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+    /// Gives up the buffers until the next step.
+    pub fn rest(&mut self) {
+        if !self.tenancy.is_whole() {
+            self.scratch = None;
+        }
+    }
+    /// Gives back the cache's pages that `positions` positions do not need.
+    pub fn shrink(&mut self, positions: usize) {
+        if !self.tenancy.is_whole() {
+            self.pages.truncate(positions.div_ceil(PAGE));
+        }
     }
 
-    /// One step; the logits of the tokens `outputs` are there afterwards.
-    pub fn step(&mut self, tokens: &[u32], pos: usize, outputs: &Range<usize>) -> Result<(), Error> {
-        self.queue_step(tokens, pos, outputs, false)?;
-        let n = outputs.len() * self.vocab;
-        let mut raw = std::mem::take(&mut self.raw);
-        raw.resize(n * 4, 0);
-        let done = self.fetch(self.logits_at, &mut raw);
-        self.raw = raw;
-        done?;
-        for (x, bytes) in self.logits.iter_mut().zip(self.raw.chunks_exact(4)) {
-            *x = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    /// Makes room for a step of `tokens` tokens, and for `positions` in the cache.
+    fn ready(&mut self, tokens: usize, outputs: usize, positions: usize) -> Result<(), Stopped> {
+        let whole = self.tenancy.is_whole();
+        // As large as this kind of step needs.
+        let fits =
+            |s: &Sizes| s.batch >= tokens && s.outputs >= outputs && (whole || tokens > 1 || s.batch == 1);
+        // The buffers lie next to the weights, pages behind them: so what the buffers give up the weights can have.
+        let more = self.pages.len() * PAGE < positions;
+        let mut sizes = self.scratch.as_ref().map(|scratch| scratch.sizes).filter(fits);
+        if sizes.is_none() || (more && !whole) {
+            self.scratch = None;
+            let one = Sizes { batch: 1, outputs: 1, ..self.sizes };
+            sizes = Some(if tokens == 1 && !whole { one } else { self.sizes });
+        }
+        while self.pages.len() * PAGE < positions {
+            self.pages.push(self.tenancy.region(Class::Kv, self.kv.page_bytes(), "a page of the cache")?);
+        }
+        let placed = self.scratch.is_none();
+        if let (true, Some(sizes)) = (placed, sizes) {
+            self.scratch = Some(self.place(sizes)?);
+        }
+        if let (true, Some(scratch)) = (more || placed, &self.scratch) {
+            let words: Vec<u8> = self.pages.iter().flat_map(|page| page.line.to_le_bytes()).collect();
+            let at = scratch.layout.pages as usize * 16;
+            self.arena.compute().write(&self.arena.buffer, at, &words)?;
         }
         Ok(())
     }
 
+    /// Gives the buffers a place, and writes the tables.
+    fn place(&self, sizes: Sizes) -> Result<Scratch, Stopped> {
+        let (gpu, device) = (&self.arena.gpu, &*self.device);
+        let layout = Layout::new(gpu, &device.model, &self.ropes, sizes, self.angles.is_none());
+        let kinds: &[bool] = if sizes.batch == 1 { &[true] } else { &[true, false] };
+        let compiled = |layout: &Layout| -> Vec<Table> {
+            let angles = self.angles.as_ref().map_or(&layout.angles, |(_, lines)| lines);
+            kinds.iter().map(|single| plan(gpu, device, &self.kv, layout, angles, *single)).collect()
+        };
+        let bytes = |table: &Table| (table.phases.len() * WORDS * 4).next_multiple_of(256);
+        let tables: usize = compiled(&layout).iter().map(bytes).sum();
+        let what = "the activation buffers";
+        let region = self.tenancy.region(Class::Scratch, layout.bytes + tables, what)?;
+        let layout = layout.moved(region.line);
+        let mut line = region.line + (layout.bytes / 16) as u32;
+        let mut all = Vec::new();
+        let mut tables = Vec::new();
+        for table in compiled(&layout) {
+            let kinds = table.phases.iter().map(Phase::kind).collect();
+            all.extend(Phase::bytes(&table.phases));
+            all.resize(all.len().next_multiple_of(256), 0);
+            let next = line + (bytes(&table) / 16) as u32;
+            tables.push(Ready { table, line, kinds });
+            line = next;
+        }
+        let at = region.line as usize * 16 + layout.bytes;
+        self.arena.compute().write(&self.arena.buffer, at, &all)?;
+        Ok(Scratch { region, layout, sizes, tables })
+    }
+
+    /// One step; the logits of the tokens `outputs` are there afterwards.
+    pub fn step(&mut self, tokens: &[u32], pos: usize, outputs: &Range<usize>) -> Result<(), EvalError> {
+        let vocab = self.device.model.architecture().vocab;
+        let mut raw = std::mem::take(&mut self.raw);
+        raw.clear();
+        raw.resize(outputs.len() * vocab * 4, 0);
+        let done = self.run(tokens, pos, outputs, Slot::Logits, &mut raw);
+        for (x, bytes) in self.logits.iter_mut().zip(raw.chunks_exact(4)) {
+            *x = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        }
+        self.raw = raw;
+        done
+    }
+
     /// One step; the likeliest token after its last one, and nothing else comes back.
-    pub fn step_greedy(&mut self, tokens: &[u32], pos: usize) -> Result<u32, Error> {
-        self.queue_step(tokens, pos, &(tokens.len() - 1..tokens.len()), true)?;
+    pub fn step_greedy(&mut self, tokens: &[u32], pos: usize) -> Result<u32, EvalError> {
         let mut word = [0; 4];
-        self.fetch(self.tokens_at, &mut word)?;
+        self.run(tokens, pos, &(tokens.len() - 1..tokens.len()), Slot::X, &mut word)?;
         match u32::from_le_bytes(word) {
             NONE => {
                 let name = "the logits are no numbers; the model file is damaged".to_owned();
-                Err(Error::Call { call: "choosing the likeliest token", name })
+                Err(Error::Call { call: "choosing the likeliest token", name }.into())
             }
             token => Ok(token),
         }
     }
 
-    /// Waits for the step's end and takes what lies at `line`. An error if work-groups waited in vain for each other, which
-    /// only a device that does not run all of them at once can bring about.
-    fn fetch(&self, line: u32, to: &mut [u8]) -> Result<(), Error> {
-        let at = line as usize * 16;
-        if !self.gpu.persistent || self.gpu.groups == 1 {
-            return self.queue.read(&self.arena, at, to);
-        }
-        let mut lost = [0; 4];
-        if to.is_empty() {
-            self.queue.read(&self.sync, 8, &mut lost)?;
-        } else {
-            self.queue.read_both((&self.sync, 8, &mut lost), (&self.arena, at, to))?;
-        }
-        if lost == [0; 4] {
-            return Ok(());
-        }
-        self.queue.zero(&self.sync, 0..64)?;
-        let name = "work-groups did not meet; use --gpu-launches".to_owned();
-        Err(Error::Call { call: "a step in one launch", name })
-    }
-
-    fn queue_step(
+    fn run(
         &mut self,
         tokens: &[u32],
         pos: usize,
         outputs: &Range<usize>,
-        best: bool,
-    ) -> Result<(), Error> {
+        what: Slot,
+        to: &mut [u8],
+    ) -> Result<(), EvalError> {
+        let done = self.ready(tokens.len(), outputs.len(), pos + tokens.len());
+        let done = done.and_then(|()| {
+            let arena = Arc::clone(&self.arena);
+            let queue = arena.compute();
+            let done = self.queued(&queue, tokens, pos, outputs, what, to);
+            if done.is_err() {
+                arena.settle(&queue);
+            }
+            self.tenancy.tell();
+            done
+        });
+        done.map_err(|stopped| {
+            if !self.tenancy.is_whole() {
+                self.tenancy.forget();
+            }
+            match stopped {
+                Stopped::Memory(error) => EvalError::from(error),
+                Stopped::Device(error) => EvalError::Device(error),
+            }
+        })
+    }
+
+    fn queued(
+        &mut self,
+        queue: &Queue,
+        tokens: &[u32],
+        pos: usize,
+        outputs: &Range<usize>,
+        what: Slot,
+        to: &mut [u8],
+    ) -> Result<(), Stopped> {
+        self.write_inputs(queue, tokens, pos)?;
+        let (arena, device) = (&self.arena, &self.device);
+        let Some(scratch) = &self.scratch else { unreachable!("made by `ready`") };
         let single = tokens.len() == 1;
-        let (table, line, kinds) = &self.tables[usize::from(!single)];
-        if !single {
-            let bytes: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
-            self.queue.write(&self.arena, self.tokens_at as usize * 16, &bytes)?;
-        }
-        let splits = if single { (pos + 1).div_ceil(SPAN).clamp(1, self.max_splits) } else { 1 };
+        let Some(Ready { table, line, kinds }) = scratch.tables.get(usize::from(!single)) else {
+            unreachable!("made by `ready`")
+        };
+        let splits = (pos + 1).div_ceil(SPAN).clamp(1, scratch.layout.max_splits);
         let numbers = Numbers {
             pos: pos as u32,
             tokens: tokens.len() as u32,
             token: if single { tokens[0] } else { NONE },
             outputs: (outputs.start as u32, outputs.len() as u32),
-            splits: splits as u32,
+            splits: if single { splits as u32 } else { 1 },
         };
+        let kernel = device.kernel(self.kv.ty, single)?;
+        let kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
         let runner = Runner {
-            gpu: &self.gpu,
-            queue: &self.queue,
-            kernel: &self.kernels[usize::from(!single)],
-            arena: &self.arena,
-            sync: &self.sync,
+            gpu: &arena.gpu,
+            queue,
+            kernel: &kernel,
+            arena: &arena.buffer,
+            sync: &arena.sync,
             local: table.local.max(16).next_multiple_of(16),
             table: *line,
-            lines: self.lines,
-            pages: self.pages,
+            lines: device.fixed.get().map_or(0, |fixed| fixed.lines),
+            pages: scratch.layout.pages,
         };
-        let end = if outputs.is_empty() {
-            table.body
-        } else if best {
-            table.phases.len()
+        let head = !outputs.is_empty();
+        let end = match what {
+            _ if !head => table.body,
+            Slot::Logits => table.head,
+            _ => table.phases.len(),
+        };
+        let last = if self.held.is_empty() {
+            let start = |part: usize| if part == 0 { 0 } else { table.ends[part - 1] };
+            let launch = |parts: Range<usize>, after: &[&Done]| {
+                let last = head && parts.end == table.ends.len();
+                let end = if last { end } else { table.ends[parts.end - 1] };
+                let done = runner.run(start(parts.start)..end, kinds, numbers, after)?;
+                // Copies wait for it.
+                queue.flush()?;
+                Ok(done)
+            };
+            self.tenancy.launch(head, launch)?
         } else {
-            table.head
+            runner.run(0..end, kinds, numbers, &[])?.map(Arc::new)
         };
-        runner.run(0..end, kinds, numbers)
+        let from =
+            if what == Slot::Logits { scratch.layout.slots[what as usize].0 } else { scratch.layout.tokens };
+        if head {
+            fetch(arena, queue, from, to)?;
+        } else {
+            fetch(arena, queue, 0, &mut [])?;
+        }
+        // A copy that failed shows up here: what waited for it was not run.
+        last.map_or(Ok(true), |last| last.is_over())?;
+        Ok(())
+    }
+
+    /// Tokens, or the embedding's rows and the angles of their positions.
+    fn write_inputs(&mut self, queue: &Queue, tokens: &[u32], pos: usize) -> Result<(), Stopped> {
+        let Some(Scratch { layout, .. }) = &self.scratch else { unreachable!("made by `ready`") };
+        let arch = self.device.model.architecture();
+        let buffer = &self.arena.buffer;
+        if self.tenancy.is_whole() {
+            if tokens.len() > 1 {
+                let bytes: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
+                queue.write(buffer, layout.tokens as usize * 16, &bytes)?;
+            }
+            return Ok(());
+        }
+        self.tenancy.gather(tokens, &mut self.rows)?;
+        let (x, width) = layout.slots[Slot::X as usize];
+        let first = layout.angles.first().copied().unwrap_or(x);
+        let at = |line: u32| (line - first) as usize * 16;
+        self.raw.clear();
+        for (table, line) in self.ropes.iter().zip(&layout.angles) {
+            self.raw.resize(at(*line), 0);
+            put_angles(&mut self.raw, table, pos..pos + tokens.len());
+        }
+        self.raw.resize(at(x), 0);
+        let (weights, table) = (self.device.model.weights(), arch.embedding);
+        let scale = arch.units.iter().flat_map(|unit| &unit.ops).find_map(|op| match op {
+            Op::Embed { scale, .. } => Some(*scale),
+            _ => None,
+        });
+        let mut row = vec![0.0; width];
+        for bytes in self.rows.chunks_exact(weights.row_bytes(table).max(1)) {
+            weights.of_rows(table, bytes).dequantize_row(0, &mut row);
+            if let Some(scale) = scale.filter(|scale| *scale != 1.0) {
+                for x in &mut row {
+                    *x *= scale;
+                }
+            }
+            self.raw.extend(row.iter().flat_map(|x| x.to_le_bytes()));
+        }
+        Ok(queue.write(buffer, first as usize * 16, &self.raw)?)
     }
 }
 
-/// More phases than any table of the model has.
-fn table_length(arch: &crate::model::Architecture) -> usize {
-    16 + arch.units.iter().map(|u| 4 * u.ops.len()).sum::<usize>()
+/// Waits for the step's end and takes what lies at `line`. An error if work-groups waited in vain for each other, which
+/// only a device that does not run all of them at once can bring about.
+fn fetch(arena: &DeviceArena, queue: &Queue, line: u32, to: &mut [u8]) -> Result<(), Error> {
+    let at = line as usize * 16;
+    if !arena.gpu.persistent || arena.gpu.groups == 1 {
+        return queue.read(&arena.buffer, at, to);
+    }
+    let mut lost = [0; 4];
+    if to.is_empty() {
+        queue.read(&arena.sync, 8, &mut lost)?;
+    } else {
+        queue.read_both((&arena.sync, 8, &mut lost), (&arena.buffer, at, to))?;
+    }
+    if lost == [0; 4] {
+        return Ok(());
+    }
+    let name = "work-groups did not meet; use --gpu-launches".to_owned();
+    Err(Error::Call { call: "a step in one launch", name })
 }
 
-/// Cos and sin of every position, as the CPU has them.
-fn angles(table: &RopeTable, context: usize) -> Vec<f32> {
-    let mut all = Vec::with_capacity(context * 2 * table.frequencies.len());
-    for pos in 0..context {
+/// The table of phases of a session whose buffers lie at `layout`.
+fn plan(
+    gpu: &Gpu,
+    device: &DeviceModel,
+    kv: &KvLayout,
+    layout: &Layout,
+    ropes: &[u32],
+    single: bool,
+) -> Table {
+    let model = &device.model;
+    let fixed = gpu.shape.rows * gpu.shape.group * 4 + 2 * 4 * WORDS + 64;
+    let none = vec![0; model.architecture().vectors.len()];
+    let plan = Plan {
+        gpu,
+        arch: model.architecture(),
+        weights: model.weights(),
+        device,
+        kv,
+        slots: layout.slots,
+        vectors: device.fixed.get().map_or(&none, |fixed| &fixed.vectors),
+        ropes,
+        step_angles: device.keep,
+        records: layout.records,
+        tokens: layout.tokens,
+        partial: layout.partial,
+        maxima: layout.maxima,
+        max_splits: layout.max_splits as u32,
+        local: (gpu.found().local as usize).saturating_sub(fixed),
+    };
+    compile(&plan, single)
+}
+
+fn angles_bytes(table: &RopeTable, positions: usize) -> usize {
+    (positions * 2 * table.frequencies.len() * 4).next_multiple_of(256)
+}
+
+/// Cos and sin of some positions, as the CPU has them.
+fn put_angles(to: &mut Vec<u8>, table: &RopeTable, positions: Range<usize>) {
+    for pos in positions {
         let angle = |f: &f64| pos as f64 * f;
-        all.extend(table.frequencies.iter().map(|f| (angle(f).cos() * table.magnitude) as f32));
-        all.extend(table.frequencies.iter().map(|f| (angle(f).sin() * table.magnitude) as f32));
+        let cos = table.frequencies.iter().map(|f| (angle(f).cos() * table.magnitude) as f32);
+        to.extend(cos.flat_map(f32::to_le_bytes));
+        let sin = table.frequencies.iter().map(|f| (angle(f).sin() * table.magnitude) as f32);
+        to.extend(sin.flat_map(f32::to_le_bytes));
     }
-    all
 }

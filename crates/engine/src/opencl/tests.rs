@@ -150,7 +150,7 @@ fn on_device(
         Runner { gpu, queue: &queue, kernel, arena: &arena, sync: &sync, local, table, lines, pages: 0 };
     let kinds: Vec<u32> = phases.iter().map(Phase::kind).collect();
     let numbers = Numbers { pos: 0, tokens: n as u32, token: NONE, outputs: (0, n as u32), splits: 1 };
-    runner.run(0..phases.len(), &kinds, numbers).unwrap();
+    runner.run(0..phases.len(), &kinds, numbers, &[]).unwrap();
     let mut after = vec![0; end];
     queue.read(&arena, 0, &mut after).unwrap();
     // What was not to be written is what it was.

@@ -23,7 +23,7 @@ mod tests;
 use crate::decide::Limits;
 use crate::generate::{GenerateError, GenerateOptions, Generation, Scored};
 use crate::loader::Model;
-use crate::m3::{FillStats, Memory, MemoryError, Placed, ResidencyStats, Tenancy};
+use crate::m3::{FillStats, Memory, MemoryError, Placed, ResidencyStats, Tenancy, Uploads};
 use crate::session::{Session, SessionError, SessionOptions};
 use crate::threads::{Pool, PoolOptions};
 use std::collections::BTreeMap;
@@ -155,21 +155,32 @@ pub struct Moved {
     pub residency: ResidencyStats,
     /// Reading.
     pub fill: FillStats,
+    /// Copying to a device.
+    pub uploads: Uploads,
 }
 
 impl Moved {
     fn now(memory: Option<&Memory>) -> Self {
-        memory.map_or_else(Self::default, |m| Self { residency: m.stats(), fill: m.fill_stats() })
+        memory.map_or_else(Self::default, |m| Self {
+            residency: m.stats(),
+            fill: m.fill_stats(),
+            uploads: m.uploads().unwrap_or_default(),
+        })
     }
 
     fn add(&mut self, before: &Moved, after: &Moved) {
         self.residency += after.residency.since(&before.residency);
         self.fill += after.fill.since(&before.fill);
+        self.uploads += after.uploads.since(&before.uploads);
     }
 
-    /// Time that passes lost to bringing weights in: waiting for them, and copying them between two units.
+    /// Time that passes lost to bringing weights in: waiting for them, and copying them between two units. On a device, the time
+    /// that copies took there; some of it may have gone by beside computing.
     pub fn page_in(&self) -> Duration {
-        self.residency.stall + self.fill.shared_time
+        match self.uploads.parts {
+            0 => self.residency.stall + self.fill.shared_time,
+            _ => self.uploads.copying,
+        }
     }
 }
 

@@ -300,7 +300,7 @@ impl Buffers {
             return Vec::new();
         };
         let row = if token < rows.len() { rows.start + token } else { self.outputs + output.unwrap_or(0) };
-        hidden(&session.model, scratch, row)
+        hidden(&session.model, scratch.row(Slot::X, row))
     }
 }
 

@@ -105,6 +105,21 @@ fn a_model_may_get_a_name_that_is_free() {
 }
 
 #[test]
+fn one_unit_goes_if_nobody_uses_it() {
+    let mut pool = pool(35, 1, 3, 4);
+    pool.pin(ModelId(0), Pin::Head(1)).unwrap();
+    drop(pool.acquire(at(0, 0)).unwrap());
+    drop(pool.acquire(at(0, 1)).unwrap());
+    let lease = pool.acquire(at(0, 2)).unwrap();
+    assert!(!pool.evict_one(at(0, 0)) && !pool.evict_one(at(0, 2)) && !pool.evict_one(at(0, 9)));
+    assert!(pool.evict_one(at(0, 1)) && !pool.evict_one(at(0, 1)));
+    drop(lease);
+    assert!(pool.evict_one(at(0, 2)));
+    assert_eq!((memory(&pool).as_str(), pool.books().used()), ("a0", Bytes(10)));
+    pool.audit();
+}
+
+#[test]
 fn invariant_1_bytes_in_memory_are_the_ledger() {
     let mut pool = pool(35, 1, 4, 4);
     for i in 0..4 {

@@ -71,7 +71,7 @@ pub fn as_text(measured: Option<&Measured>) -> String {
         let rate = p.bytes as f64 / p.time.as_secs_f64() / 1e9;
         rows.push(row(
             format!("page-in of {}", bytes(p.bytes as u64)),
-            format!("{}, {rate:.1} GB/s", us(p.time)),
+            format!("{}, {rate:.1} GB/s; the copy alone {}", us(p.time), us(p.copy)),
         ));
     }
     text + &table(&rows, &[], "  ")
@@ -80,7 +80,7 @@ pub fn as_text(measured: Option<&Measured>) -> String {
 pub fn as_json(measured: Option<&Measured>) -> Value {
     let us = |d: std::time::Duration| d.as_secs_f64() * 1e6;
     let measured = measured.map(|Measured { name, rates }| {
-        let page_in = |p: &nexaquant_engine::opencl::PageIn| json!({ "bytes": p.bytes, "us": us(p.time) });
+        let page_in = |p: &nexaquant_engine::opencl::PageIn| json!({ "bytes": p.bytes, "us": us(p.time), "copy_us": us(p.copy) });
         json!({
             "name": name,
             "read_bytes_per_s": rates.read,

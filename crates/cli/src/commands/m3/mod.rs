@@ -47,7 +47,7 @@ struct Asked {
 pub fn m3(mut args: M3Args) -> Result<(), Failure> {
     let scenario = scenario::scenario(&args)?;
     let options = options::engine(&args.engine);
-    engine::only_cpu(&options, "m3")?;
+    let gpu = engine::gpu(&options)?;
     args.sampling.seed = args.sampling.seed.or(Some(SEED));
     let answer =
         AnswerArgs { max_tokens: Some(scenario.tokens as usize), stop: Vec::new(), ignore_eos: false };
@@ -72,8 +72,10 @@ pub fn m3(mut args: M3Args) -> Result<(), Failure> {
         SessionOptions { context: options.context.unwrap_or(needed).max(needed), ..options.session(0) };
 
     // In a pool of its own, which is gone before the engine makes one. What the run would be refused with, it is refused
-    // with here.
-    let planned = {
+    // with here. Of a device nothing is foretold.
+    let planned = if gpu.is_some() {
+        None
+    } else {
         let mut pool = engine::pool(&options)?;
         let answer = scenario.tokens as usize;
         let rehearsal = Rehearsal { memory: scenario.memory, session, filled: 0, answer };
@@ -84,12 +86,12 @@ pub fn m3(mut args: M3Args) -> Result<(), Failure> {
             prompt: longest(Some(i)),
         };
         let roles: Vec<Role> = scenario.models.iter().enumerate().map(role).collect();
-        plan(&roles, &rehearsal, &mut pool).map_err(Failure::input)?
+        Some(plan(&roles, &rehearsal, &mut pool).map_err(Failure::input)?)
     };
     let rates = info::measured_elsewhere(options.pool.threads);
     let threads = options.pool.threads.unwrap_or_else(|| topology().default_threads());
 
-    let memory = Memory::new(scenario.memory).map_err(Failure::input)?;
+    let memory = engine::memory(gpu.as_ref(), scenario.memory)?;
     memory.record();
     let (sender, changes) = channel();
     memory.watch(move |change| drop(sender.send(change.clone())));
@@ -123,7 +125,7 @@ pub fn m3(mut args: M3Args) -> Result<(), Failure> {
         session,
         generate,
     };
-    stage.show.heading(&scenario, &models, &planned, threads)?;
+    stage.show.heading(&scenario, &models, &stage.memory, threads)?;
     let answered = if scenario.turn.is_some() { stage.together() } else { stage.one_by_one() };
     if answered.is_err() {
         // The error is what matters, even if this cannot be printed.
@@ -131,7 +133,7 @@ pub fn m3(mut args: M3Args) -> Result<(), Failure> {
     }
     let answered = answered?;
     stage.hear_changes()?;
-    let report = Report::new(&scenario, &stage.memory, &planned, rates, threads);
+    let report = Report::new(&scenario, &stage.memory, planned.as_ref(), rates, threads);
     let queries: Vec<Answered<'_>> = stage
         .asked
         .iter()

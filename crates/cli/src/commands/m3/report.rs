@@ -7,16 +7,20 @@ use crate::output::{bytes, table};
 use crate::scenario::Scenario;
 use crate::system::System;
 use nexaquant_engine::limits::MemoryRates;
-use nexaquant_engine::m3::plan::Plan;
+use nexaquant_engine::m3::plan::{ModelPlan, Plan};
 use nexaquant_engine::m3::policy::belady::{Parts, Rule, optimum};
 use nexaquant_engine::m3::policy::{Lru, replay};
-use nexaquant_engine::m3::{Bytes, FillStats, Memory};
+use nexaquant_engine::m3::{Bytes, FillStats, Memory, UnitStatus, Uploads};
 use nexaquant_engine::scheduler::Outcome;
 use serde_json::{Value, json};
+use std::time::Duration;
 
 pub struct Report<'a> {
     scenario: &'a Scenario,
-    plan: &'a Plan,
+    /// None of a device.
+    plan: Option<&'a Plan>,
+    /// Under the names of the scenario, with the bytes of weights that a token reads.
+    models: Vec<(String, u64, Vec<UnitStatus>)>,
     /// Of the machine, if they could be measured.
     rates: Option<MemoryRates>,
     threads: usize,
@@ -29,6 +33,8 @@ pub struct Report<'a> {
     best_prefetch: Option<u64>,
     best_plain: Option<u64>,
     fill: FillStats,
+    /// To a device.
+    uploads: Option<Uploads>,
     peak_rss: Option<u64>,
 }
 
@@ -36,18 +42,20 @@ impl<'a> Report<'a> {
     pub fn new(
         scenario: &'a Scenario,
         memory: &Memory,
-        plan: &'a Plan,
+        plan: Option<&'a Plan>,
         rates: Option<MemoryRates>,
         threads: usize,
     ) -> Self {
         let trace = memory.trace();
         let rule = if scenario.memory.prefetch { Rule::Prefetch } else { Rule::Plain };
-        let block = Bytes(memory.block() as u64);
-        let lru = replay(&trace, Box::new(Lru), rule, block, &[]).ok().map(|stats| stats.bytes_loaded.0);
-        let best = |rule| optimum(&trace, rule, Parts::Paged).map(|bytes| bytes.0);
+        let (block, whole) = (Bytes(memory.block() as u64), memory.has_whole_parts());
+        let (granule, parts) = if whole { (Bytes::ZERO, Parts::Whole) } else { (block, Parts::Paged) };
+        let lru = replay(&trace, Box::new(Lru), rule, granule, &[]).ok().map(|stats| stats.bytes_loaded.0);
+        let best = |rule| optimum(&trace, rule, parts).map(|bytes| bytes.0);
         Self {
             scenario,
             plan,
+            models: scenario.models.iter().filter_map(|named| of_model(memory, &named.name)).collect(),
             rates,
             threads,
             block: block.0,
@@ -57,6 +65,7 @@ impl<'a> Report<'a> {
             best_prefetch: best(Rule::Prefetch),
             best_plain: best(Rule::Plain),
             fill: memory.fill_stats(),
+            uploads: memory.uploads(),
             peak_rss: System::here().peak_memory(),
         }
     }
@@ -101,10 +110,37 @@ impl<'a> Report<'a> {
         let mut line = |name: &str, value: String| rows.push(vec![name.to_owned(), value]);
         let budget = self.scenario.memory.budget;
         line("ledger, high-water mark", format!("{} bytes of {budget}", self.high_water));
-        line("smallest budget that would do", format!("{} bytes", self.plan.smallest_budget));
+        if let Some(plan) = self.plan {
+            line("smallest budget that would do", format!("{} bytes", plan.smallest_budget));
+        }
+        if self.uploads.is_some() {
+            // What the driver itself has taken or has left, no OpenCL call of all vendors says.
+            line("allocated on the device", format!("{budget} bytes, once, at the start"));
+        }
+        if let Some(up) = self.uploads.filter(|up| up.parts > 0) {
+            let copying = up.copying.as_secs_f64().max(1e-9);
+            let text = format!(
+                "{} in {} copies, {:.2} GB/s",
+                bytes(up.bytes),
+                up.parts,
+                up.bytes as f64 / copying / 1e9
+            );
+            line("copied to the device", text);
+            let each = |time: Duration| time.as_secs_f64() * 1e6 / up.parts as f64;
+            let text = format!(
+                "{:.1} us from its start, {:.1} us from being queued",
+                each(up.copying),
+                each(up.page_in)
+            );
+            line("page-in of a part to usable, mean", text);
+        }
         if let Some(peak) = self.peak_rss {
-            let beyond = peak.saturating_sub(budget);
-            line("process, peak (VmHWM)", format!("{}, {} beyond the budget", bytes(peak), bytes(beyond)));
+            let beyond = match self.uploads {
+                // The budget is the device's.
+                Some(_) => String::new(),
+                None => format!(", {} beyond the budget", bytes(peak.saturating_sub(budget))),
+            };
+            line("process, peak (VmHWM)", format!("{}{beyond}", bytes(peak)));
         }
         let rate = |r: f64| format!("{:.2} GB/s", r / 1e9);
         let (cached, disk) = self.fill_rates();
@@ -122,7 +158,7 @@ impl<'a> Report<'a> {
             line("memory from the system for that, first use", given);
         }
         if let Some(disk) = disk {
-            let plain = self.plan.models.iter().find(|model| !model.rate.cached);
+            let plain = self.planned().iter().find(|model| !model.rate.cached);
             let beside = plain.map(|model| {
                 let plain = model.rate.bytes_per_s;
                 format!(", {:.0} % of plain reads ({})", 100.0 * disk / plain, rate(plain))
@@ -134,6 +170,7 @@ impl<'a> Report<'a> {
         }
         text += &table(&rows, &[], "  ");
 
+        let Some(plan) = self.plan else { return text };
         text += "\nPredicted and measured\n";
         let head = ["", "switch ms", "", "tokens/s", "", "moved a token", ""];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
@@ -143,7 +180,7 @@ impl<'a> Report<'a> {
                 .to_vec(),
         );
         for Answered { model, outcome, .. } in queries {
-            let Some(plan) = self.plan.models.iter().find(|plan| plan.name == *model) else { continue };
+            let Some(plan) = plan.models.iter().find(|plan| plan.name == *model) else { continue };
             let stats = &outcome.generation.stats;
             rows.push(vec![
                 (*model).to_owned(),
@@ -159,6 +196,10 @@ impl<'a> Report<'a> {
         text
     }
 
+    fn planned(&self) -> &[ModelPlan] {
+        self.plan.map_or(&[], |plan| &plan.models)
+    }
+
     /// Bytes a second that a thread copies while all of them do.
     fn copy(&self) -> Option<f64> {
         self.rates.map(|rates| rates.copy / rates.threads.max(1) as f64)
@@ -169,7 +210,7 @@ impl<'a> Report<'a> {
         let query = |Answered { asked, model, outcome, last_pass }: &Answered<'_>| {
             let (generation, service) = (&outcome.generation, &outcome.service);
             let stats = &generation.stats;
-            let plan = self.plan.models.iter().find(|plan| plan.name == *model);
+            let plan = self.planned().iter().find(|plan| plan.name == *model);
             json!({
                 "model": model,
                 "prompt": asked.text,
@@ -193,21 +234,30 @@ impl<'a> Report<'a> {
                 "limited_by": limit(outcome),
                 "seed": generation.seed,
                 "predicted_switch_ms": plan.map(|p| p.switch_time().as_secs_f64() * 1e3),
-                "predicted_tokens_per_s": plan.map(nexaquant_engine::m3::plan::ModelPlan::tokens_per_s),
+                "predicted_tokens_per_s": plan.map(ModelPlan::tokens_per_s),
             })
         };
-        let model = |plan: &nexaquant_engine::m3::plan::ModelPlan| {
+        let part = |part: &UnitStatus| json!({ "name": part.name, "bytes": part.bytes.0 });
+        let model = |(name, weight_bytes, parts): &(String, u64, Vec<UnitStatus>)| {
             json!({
-                "name": plan.name,
-                "weight_bytes": plan.weight_bytes,
-                "block_bytes": plan.block_bytes,
-                "parts": plan.parts.iter().map(|part| json!({ "name": part.name, "bytes": part.bytes })).collect::<Vec<_>>(),
+                "name": name,
+                "weight_bytes": weight_bytes,
+                "block_bytes": parts.iter().map(|part| part.bytes.0).sum::<u64>(),
+                "parts": parts.iter().map(part).collect::<Vec<_>>(),
             })
         };
+        let uploads = self.uploads.map(|up| {
+            json!({
+                "parts": up.parts,
+                "bytes": up.bytes,
+                "copying_ms": up.copying.as_secs_f64() * 1e3,
+                "page_in_ms": up.page_in.as_secs_f64() * 1e3,
+            })
+        });
         json!({
             "budget_bytes": self.scenario.memory.budget,
             "high_water_bytes": self.high_water,
-            "smallest_budget_bytes": self.plan.smallest_budget,
+            "smallest_budget_bytes": self.plan.map(|plan| plan.smallest_budget),
             "block_bytes": self.block,
             "policy": self.policy(),
             "prefetch": self.scenario.memory.prefetch,
@@ -224,13 +274,21 @@ impl<'a> Report<'a> {
             "fill_cached_bytes_per_s": cached,
             "fill_disk_bytes_per_s": disk,
             "copy_bytes_per_s": self.copy(),
-            "plain_read_bytes_per_s": self.plan.models.iter().find(|m| !m.rate.cached).map(|m| m.rate.bytes_per_s),
+            "plain_read_bytes_per_s": self.planned().iter().find(|m| !m.rate.cached).map(|m| m.rate.bytes_per_s),
             "memory_read_bytes_per_s": self.rates.map(|rates| rates.read),
-            "models": self.plan.models.iter().map(model).collect::<Vec<_>>(),
+            "uploads": uploads,
+            "models": self.models.iter().map(model).collect::<Vec<_>>(),
             "queries": queries.iter().map(query).collect::<Vec<_>>(),
             "events": events,
         })
     }
+}
+
+/// The name, the bytes of weights that a token reads, and the parts of a model.
+fn of_model(memory: &Memory, name: &str) -> Option<(String, u64, Vec<UnitStatus>)> {
+    let weights = memory.get(name).ok()?.model().weight_bytes_per_token();
+    let status = memory.status().into_iter().find(|status| status.names.iter().any(|n| n == name))?;
+    Some((name.to_owned(), weights, status.units))
 }
 
 /// Bytes that came in for each token after the first.

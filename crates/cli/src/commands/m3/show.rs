@@ -7,8 +7,7 @@ use crate::failure::Failure;
 use crate::output::{bytes, printable};
 use crate::scenario::Scenario;
 use nexaquant_engine::Model;
-use nexaquant_engine::m3::plan::Plan;
-use nexaquant_engine::m3::{Change, Memory, State};
+use nexaquant_engine::m3::{Change, Memory, ModelStatus, State};
 use nexaquant_engine::scheduler::Outcome;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
@@ -158,35 +157,41 @@ impl Show {
         &mut self,
         scenario: &Scenario,
         models: &[(String, Model)],
-        plan: &Plan,
+        memory: &Memory,
         threads: usize,
     ) -> Result<(), Failure> {
         self.budget = scenario.memory.budget;
         self.together = scenario.turn.is_some();
-        let total: u64 = plan.models.iter().map(|model| model.weight_bytes).sum();
+        let total: u64 = models.iter().map(|(_, model)| model.weight_bytes_per_token()).sum();
         let policy = scenario.memory.policy.name();
         let mut text = format!(
-            "{BOLD}{} model{} with {} of weights under one budget of {}{END}: policy {policy}, {}, blocks of {}, \
-             {threads} thread{}\n",
+            "{BOLD}{} model{} with {} of weights under one budget of {}{END}: policy {policy}, {}, {}, {threads} thread{}\n",
             models.len(),
             if models.len() == 1 { "" } else { "s" },
             bytes(total),
             bytes(self.budget),
             if scenario.memory.prefetch { "prefetch" } else { "no prefetch" },
-            bytes(self.block),
+            if memory.has_whole_parts() {
+                "parts as a whole".to_owned()
+            } else {
+                format!("blocks of {}", bytes(self.block))
+            },
             if threads == 1 { "" } else { "s" },
         );
         let width = |name: &str| name.chars().count();
-        let name = plan.models.iter().map(|model| width(&model.name)).max().unwrap_or(0);
-        let parts = plan.models.iter().flat_map(|model| &model.parts);
+        let name = models.iter().map(|(name, _)| width(name)).max().unwrap_or(0);
+        let status = memory.status();
+        let parts = status.iter().flat_map(|model| &model.units);
         self.label = name + 1 + parts.map(|part| width(&part.name)).max().unwrap_or(0);
-        for (model, (_, loaded)) in plan.models.iter().zip(models) {
+        for (model, loaded) in models {
             let path = loaded.file().path().display().to_string();
+            let of = |status: &&ModelStatus| status.names.contains(model);
+            let parts = status.iter().find(of).map_or(0, |status| status.units.len());
             text += &format!(
                 "  {:name$} {:>8} in {} parts  {DIM}{}{END}\n",
-                model.name,
-                bytes(model.weight_bytes),
-                model.parts.len(),
+                model,
+                bytes(loaded.weight_bytes_per_token()),
+                parts,
                 printable(&path, false)
             );
         }
@@ -412,6 +417,7 @@ pub fn limit(outcome: &Outcome) -> String {
     let share = page_in.as_secs_f64() / time.as_secs_f64().max(1e-9);
     let disk = service.all.fill.disk_bytes > service.switch.fill.disk_bytes;
     let what = match (share > 0.5, disk) {
+        (true, _) if service.all.uploads.parts > service.switch.uploads.parts => "copying to the device",
         (true, true) => "reading from the disk",
         (true, false) => "copying from the page cache",
         (false, _) => "computing",

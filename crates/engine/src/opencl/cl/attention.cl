@@ -7,6 +7,7 @@
 #define LAYER_AT 12    // byte of the layer's keys in a page
 #define HALF 13        // bytes from keys to values
 #define ROW_BYTES 14
+#define KV_TILE 15     // positions whose keys or values local memory has room for; 0: they are read where they are
 #define K_NORM 16
 #define K_AT 17
 #define V_AT 18
@@ -16,7 +17,7 @@
 #define WINDOW 22      // 0: none
 #define A_SCALE 23
 #define ROPE 24        // line of the angles: for each position cos, then sin, of each pair
-#define KV_TILE 25     // positions whose keys or values local memory has room for; 0: they are read where they are
+#define OF_STEP 25     // 1: of the step's positions alone
 #define PAIRS 26
 #define HALVES 27      // 1: pairs are half a rotation apart
 #define FRESH 28       // 1: queries and this token's key and value come as the product left them
@@ -109,7 +110,8 @@ static inline void bring(const Ctx *c, local float *k, uint t, uint head) {
 }
 static inline void bring_angles(const Ctx *c, local float *angles, uint pos) {
     const uint n = 2 * c->P[PAIRS];
-    for (uint i = c->tid; i < n; i += T) angles[i] = FLOATS(c, c->P[ROPE], (ulong)pos * n)[i];
+    global const float *from = FLOATS(c, c->P[ROPE], (ulong)(c->P[OF_STEP] ? pos - c->pos0 : pos) * n);
+    for (uint i = c->tid; i < n; i += T) angles[i] = from[i];
 }
 // What was brought, into the cache. Writers of the same row write the same.
 static inline void append(const Ctx *c, local float *k, local const float *angles, uint t, uint head) {
