@@ -128,6 +128,10 @@ impl DeviceSession {
             *line += region.line;
         }
         this.angles = Some((region, lines));
+        // Not in the middle of the first answer.
+        for single in [true, false] {
+            this.device.kernel(this.kv.ty, single)?;
+        }
         this.held = this.tenancy.all()?;
         this.ready(sizes.batch, sizes.outputs, sizes.context).map_err(|error| match error {
             Stopped::Memory(error) => OpenError::from(error),

@@ -230,8 +230,10 @@ impl Pool {
         // sound because all other workers wait at the outer barrier (invariant of `Shared::job`).
         unsafe { *shared.job.get() = Some(std::mem::transmute::<Job<'_>, Job<'static>>(job)) };
         let _ = shared.outer.wait(0);
-        shared.run_job(0);
+        let phase = shared.run_job(0);
         let _ = shared.outer.wait(0);
+        // Only now: a worker that begins late reads the number that this run began with.
+        shared.phase.store(phase + 1, Relaxed);
         if let Some(payload) = shared.panic.lock().unwrap_or_else(PoisonError::into_inner).take() {
             // Every other worker is past its job and on the way to the outer barrier, none at the inner one.
             shared.inner.mend();
@@ -246,11 +248,11 @@ impl Shared {
         Worker { id, threads, shared: self, phase: Cell::new(self.phase.load(Relaxed)) }
     }
 
-    /// Runs the current job as worker `id`, keeping a panic for [`Pool::run`].
-    fn run_job(&self, id: usize) {
+    /// Runs the current job as worker `id`, keeping a panic for [`Pool::run`]. Returns the number of its last phase.
+    fn run_job(&self, id: usize) -> u64 {
         // SAFETY: written before the outer barrier this worker has passed, not written again until it arrives
         // at the next one.
-        let Some(job) = (unsafe { *self.job.get() }) else { return };
+        let Some(job) = (unsafe { *self.job.get() }) else { return 0 };
         let worker = self.worker(id, self.threads);
         match catch_unwind(AssertUnwindSafe(|| job(&worker))) {
             Err(payload) if !payload.is::<Broken>() => {
@@ -259,10 +261,7 @@ impl Shared {
             }
             _ => {}
         }
-        if id == 0 {
-            // Read by the others after the outer barrier that begins the next run.
-            self.phase.store(worker.phase.get() + 1, Relaxed);
-        }
+        worker.phase.get()
     }
 }
 
@@ -317,6 +316,19 @@ mod tests {
                     }
                 });
                 assert!(seen.iter().all(|s| s.load(Relaxed) == 50), "{threads} threads, {total} items");
+            }
+        }
+    }
+
+    /// Work without a barrier is over before some workers have begun: those must not take it for the next run's.
+    #[test]
+    fn a_worker_that_comes_late_finds_everything_claimed() {
+        let mut pool = pool(4);
+        let seen: Vec<AtomicU64> = (0..64).map(|_| AtomicU64::new(0)).collect();
+        for run in 1..=20_000 {
+            pool.run(|w| w.claim(64, 1, |r| r.for_each(|i| drop(seen[i].fetch_add(1, Relaxed)))));
+            for (i, seen) in seen.iter().enumerate() {
+                assert_eq!(seen.load(Relaxed), run, "piece {i}");
             }
         }
     }
