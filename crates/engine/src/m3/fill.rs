@@ -247,7 +247,7 @@ impl<T: Send + Sync + 'static> Filler<T> {
             match read {
                 Ok(true) => {
                     self.0.counters.cached_bytes.fetch_add(bytes as u64, Relaxed);
-                    let copied = start.elapsed() - given;
+                    let copied = start.elapsed().saturating_sub(given);
                     self.0.counters.cached_nanos.fetch_add(copied.as_nanos() as u64, Relaxed);
                     self.0.counters.given_nanos.fetch_add(given.as_nanos() as u64, Relaxed);
                     self.end(&job.ticket, Ok(()));

@@ -57,11 +57,14 @@ pub(crate) struct DeviceModel {
     /// Set when it gets its place.
     pub fixed: OnceLock<Fixed>,
     /// For each type of cache in use: steps of one token, and of several.
-    kernels: Mutex<HashMap<(u32, bool), Arc<Mutex<Kernel>>>>,
+    kernels: Mutex<HashMap<(u32, bool), Shared>>,
     /// Parts in host memory, where they are kept.
     images: Mutex<Vec<Option<Arc<Pinned>>>>,
     pub keep: bool,
 }
+
+/// A kernel that launches take turns with.
+type Shared = Arc<Mutex<Kernel>>;
 
 /// The number of a cache's type in the kernels.
 fn kv_code(ty: KvType) -> u32 {
@@ -77,7 +80,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl DeviceModel {
-    /// Sees what the device makes of the parts. `keep`: parts come and go, so that they stay in host
+    /// Sees what the device makes of the parts, and compiles the program. `keep`: parts come and go, so that they stay in host
     /// memory.
     pub fn new(gpu: &Gpu, model: &Model, mut parts: Vec<Part>, keep: bool) -> Result<Self, Error> {
         let (weights, file) = (model.weights(), model.file());
@@ -119,12 +122,16 @@ impl DeviceModel {
         let images = Mutex::new(vec![None; parts.len()]);
         let (model, parts, fixed) = (model.clone(), parts.into(), OnceLock::new());
         let kernels = Mutex::new(HashMap::new());
-        Ok(Self { gpu: gpu.clone(), model, matrices, parts, pieces, table, fixed, kernels, images, keep })
+        let this =
+            Self { gpu: gpu.clone(), model, matrices, parts, pieces, table, fixed, kernels, images, keep };
+        // A device that cannot compile it says so now.
+        this.kernel(KvType::F16, true)?;
+        Ok(this)
     }
 
     /// The kernel of steps of one token (`single`) or of several, compiled when it is first asked for. Its arguments are one
     /// launch's at a time.
-    pub fn kernel(&self, kv: KvType, single: bool) -> Result<Arc<Mutex<Kernel>>, Error> {
+    pub fn kernel(&self, kv: KvType, single: bool) -> Result<Shared, Error> {
         let mut kernels = lock(&self.kernels);
         if let Some(kernel) = kernels.get(&(kv_code(kv), single)) {
             return Ok(Arc::clone(kernel));

@@ -326,7 +326,13 @@ mod tests {
         let mut pool = pool(4);
         let seen: Vec<AtomicU64> = (0..64).map(|_| AtomicU64::new(0)).collect();
         for run in 1..=20_000 {
-            pool.run(|w| w.claim(64, 1, |r| r.for_each(|i| drop(seen[i].fetch_add(1, Relaxed)))));
+            pool.run(|w| {
+                w.claim(64, 1, |pieces| {
+                    for i in pieces {
+                        seen[i].fetch_add(1, Relaxed);
+                    }
+                });
+            });
             for (i, seen) in seen.iter().enumerate() {
                 assert_eq!(seen.load(Relaxed), run, "piece {i}");
             }
