@@ -19,6 +19,8 @@ impl Scheduler {
     /// Makes one pass for the jobs `at`, which are for one model and can share passes: for all of them, or for as many as
     /// there is room for. Returns those that are over then.
     pub(super) fn pass_together(&mut self, mut at: Vec<usize>) -> Vec<(usize, Over)> {
+        // Making room is part of the pass: what was on its way may arrive then.
+        let (start, before) = (Instant::now(), Moved::now(self.home.memory()));
         let mut over = Vec::new();
         for &at in &at {
             self.begin_alike(at);
@@ -46,7 +48,7 @@ impl Scheduler {
         }
         // Some have given their room to others meanwhile.
         parts.retain(|part| !self.jobs[part.at].stalled);
-        self.make(&parts, &mut over);
+        self.make(&parts, start, &before, &mut over);
         over
     }
 
@@ -113,19 +115,23 @@ impl Scheduler {
         }
     }
 
-    /// Makes the pass. One that fails is made again by each request alone, so that nobody fails for another's sake.
-    fn make(&mut self, parts: &[Part], over: &mut Vec<(usize, Over)>) {
-        let (start, before) = (Instant::now(), Moved::now(self.home.memory()));
+    /// Makes the pass that began at `start`. One that fails is made again by each request alone, so that nobody fails for
+    /// another's sake.
+    fn make(&mut self, parts: &[Part], start: Instant, before: &Moved, over: &mut Vec<(usize, Over)>) {
         for part in parts {
             self.jobs[part.at].begin(self.turn, start);
         }
         let computed = self.compute(parts);
         let (took, after) = (start.elapsed(), Moved::now(self.home.memory()));
         match (computed, parts) {
-            (Err(_), [_, _, ..]) => parts.chunks(1).for_each(|alone| self.make(alone, over)),
+            (Err(_), [_, _, ..]) => {
+                for alone in parts.chunks(1) {
+                    self.make(alone, Instant::now(), &Moved::now(self.home.memory()), over);
+                }
+            }
             (Err(error), _) => {
                 for part in parts {
-                    self.jobs[part.at].passed(start, &before, &after);
+                    self.jobs[part.at].passed(start, before, &after);
                 }
                 if let [Part { at, .. }] = parts
                     && !(lacks_room(&error) && self.preempt(*at))
@@ -150,7 +156,7 @@ impl Scheduler {
                         };
                         Ok(answer.advance(session.model(), output)?)
                     });
-                    job.passed(start, &before, &after);
+                    job.passed(start, before, &after);
                     over.extend(job.settle(pool, came).map(|end| (*at, end)));
                 }
             }
