@@ -12,7 +12,7 @@
 //! of 128. Blocks have no scale of their own, so every row is one run.
 
 use super::Blocks;
-use super::ternary::{Ternary, ternarize, ternary_float, two_bit_planes, two_bit_row};
+use super::ternary::{Ternary, ternarize, ternary_float, two_bit_planes, two_bit_row, two_bit_sixteen};
 use crate::format::Format;
 use crate::simd::Bytes;
 use half::f16;
@@ -65,6 +65,11 @@ impl Ternary for I2S {
     unsafe fn planes<S: Bytes>(step: &[u8]) -> [S::V; 4] {
         // SAFETY: a step is two blocks of 32 bytes, or the last one of a row.
         unsafe { two_bit_planes::<Self, S, true>(step) }
+    }
+    #[inline(always)]
+    unsafe fn sixteen<S: Bytes>(rows: [&[u8]; 16], to: *mut u8) {
+        // SAFETY: as above, of each row; the rest by the caller.
+        unsafe { two_bit_sixteen::<Self, S, true>(rows, to) }
     }
     #[inline(always)]
     unsafe fn row<S: Bytes>(row: &[u8], q: *const i8) -> S::V {

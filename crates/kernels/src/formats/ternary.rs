@@ -17,10 +17,11 @@
 //! product and as 0 in the float product: the same on every instruction set.
 
 use super::{AHEAD, Blocks, Column, FloatRow, Int8Row, int8_rows, row_bytes, ternary_kernels, tile};
-use crate::acts::{Acts, Grain};
+use crate::acts::{Acts, Grain, Line};
 use crate::format::{Call, Format};
 use crate::simd::scalar::Scalar;
 use crate::simd::{Bytes, Lanes};
+use std::mem::MaybeUninit;
 
 /// What a ternary format provides; `BLOCK` is 128 or 256.
 ///
@@ -39,6 +40,28 @@ pub(crate) trait Ternary: Blocks {
     /// # Safety
     /// `S` is enabled; `step` is a step or half a one.
     unsafe fn planes<S: Bytes>(step: &[u8]) -> [S::V; 4];
+    /// The codes of a step of 16 rows as [`super::tile`] has them: 64 vectors, 128 bytes apart, of which number `16 l + j`
+    /// has values `4 j .. 4 j + 4` of vector l of [`planes`](Self::planes), row by row.
+    ///
+    /// # Safety
+    /// As for `planes`, for each row; `to` has room for all the vectors.
+    #[inline(always)]
+    unsafe fn sixteen<S: Bytes>(rows: [&[u8]; 16], to: *mut u8) {
+        let mut planes = MaybeUninit::<[Line; 64]>::uninit();
+        let plane = |l: usize| planes.as_mut_ptr().cast::<u8>().wrapping_add(1024 * l);
+        // SAFETY: by the caller; a plane is 16 lines, all of them written before they are read.
+        unsafe {
+            let [a, b, c, d] = [0, 1, 2, 3].map(plane);
+            for (i, row) in rows.into_iter().enumerate() {
+                for (plane, codes) in [a, b, c, d].into_iter().zip(Self::planes::<S>(row)) {
+                    S::store_v(plane.add(64 * i), codes);
+                }
+            }
+            for (l, plane) in [a, b, c, d].into_iter().enumerate() {
+                S::transpose4::<128>(plane, to.add(l * 16 * 128));
+            }
+        }
+    }
     /// i32 lanes whose total is the sum of code * q over a row, for a column at `q`.
     ///
     /// # Safety
@@ -68,8 +91,44 @@ pub(crate) trait Ternary: Blocks {
 #[inline(always)]
 pub(super) unsafe fn two_bit_planes<T: Ternary, S: Bytes, const HIGH_FIRST: bool>(step: &[u8]) -> [S::V; 4] {
     // SAFETY: by the caller.
+    unsafe { two_bit_codes::<S, HIGH_FIRST>(two_bit_step::<T, S>(step)) }
+}
+
+/// [`Ternary::sixteen`] for the same layout: bytes change places, a quarter of what their codes would be.
+///
+/// # Safety
+/// As [`Ternary::sixteen`].
+#[inline(always)]
+pub(super) unsafe fn two_bit_sixteen<T: Ternary, S: Bytes, const HIGH_FIRST: bool>(
+    rows: [&[u8]; 16],
+    to: *mut u8,
+) {
+    let mut lines = MaybeUninit::<[Line; 32]>::uninit();
+    let bytes = lines.as_mut_ptr().cast::<u8>();
+    // SAFETY: by the caller; of the 32 lines 16 are written, and then the other 16, before they are read.
     unsafe {
-        let w = two_bit_step::<T, S>(step);
+        let turned = bytes.add(1024);
+        for (i, row) in rows.into_iter().enumerate() {
+            S::store_v(bytes.add(64 * i), two_bit_step::<T, S>(row));
+        }
+        S::transpose4::<64>(bytes, turned);
+        for j in 0..16 {
+            let codes = two_bit_codes::<S, HIGH_FIRST>(S::load_v(turned.add(64 * j)));
+            for (l, codes) in codes.into_iter().enumerate() {
+                S::store_v(to.add((16 * l + j) * 128), codes);
+            }
+        }
+    }
+}
+
+/// The four codes of each byte.
+///
+/// # Safety
+/// `S` is enabled.
+#[inline(always)]
+unsafe fn two_bit_codes<S: Bytes, const HIGH_FIRST: bool>(w: S::V) -> [S::V; 4] {
+    // SAFETY: by the caller.
+    unsafe {
         let three = S::splat_u8(3);
         let (a, b) = (S::and(w, three), S::and(S::shr16::<2>(w), three));
         let (c, d) = (S::and(S::shr16::<4>(w), three), S::and(S::shr16::<6>(w), three));

@@ -27,7 +27,7 @@ const STEPS: usize = 4;
 /// with narrow rows has few of them in a call, and clearing took a quarter of its time.
 type Codes = [MaybeUninit<[Line; 2]>; STEPS * 64];
 
-/// The call's rows times all its columns, or false (and nothing done) where a row has more than one run.
+/// The call's rows times all its columns, or false where a row has more than one run; results are of no meaning then.
 ///
 /// # Safety
 /// As for every kernel; `S` is enabled.
@@ -35,47 +35,82 @@ type Codes = [MaybeUninit<[Line; 2]>; STEPS * 64];
 #[inline(always)]
 pub(super) unsafe fn multiply<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) -> bool {
     let n = row_bytes::<T>(call.cols);
-    // Block by block up to the first that differs: vectors of scales would have to be gathered, a sixth of the time.
-    let same = |row: &[u8]| {
-        let first = T::scale_bits(&row[..T::BYTES]);
-        row.chunks_exact(T::BYTES).all(|block| T::scale_bits(block) == first)
-    };
-    if !call.weights.chunks_exact(n).all(same) {
-        return false;
-    }
     let mut codes: [Codes; TILES] = [const { [const { MaybeUninit::uninit() }; STEPS * 64] }; TILES];
     let steps = n.div_ceil(T::STEP);
     let rows = call.out.rows();
     for first in (0..rows).step_by(TILES * ROWS) {
+        let count = |t: usize| (rows - first).saturating_sub(t * ROWS).min(ROWS);
+        let tile = |t: usize| &call.weights[(first + t * ROWS).min(rows) * n..][..count(t) * n];
         let tiles = (rows - first).div_ceil(ROWS).min(TILES);
+        let mut d = [[0f32; ROWS]; TILES];
+        for (t, d) in d[..tiles].iter_mut().enumerate() {
+            // Block by block up to the first that differs: vectors of scales would have to be gathered, a sixth of the time.
+            for (d, row) in d.iter_mut().zip(tile(t).chunks_exact(n)) {
+                let scale = T::scale_bits(&row[..T::BYTES]);
+                if !row.chunks_exact(T::BYTES).all(|block| T::scale_bits(block) == scale) {
+                    return false;
+                }
+                // SAFETY: `S` is enabled by the caller.
+                *d = unsafe { S::f16_to_f32(scale) };
+            }
+        }
         for from in (0..steps).step_by(STEPS) {
             let these = STEPS.min(steps - from);
             let parts: [Part<'_>; TILES] = {
                 let mut codes = codes.iter_mut();
                 std::array::from_fn(|t| {
-                    let first = (first + t * ROWS).min(rows);
-                    let count = ROWS.min(rows - first);
-                    let tile = &call.weights[first * n..(first + count) * n];
                     let codes = codes.next().map_or(&mut [][..], |codes| &mut codes[..these * 64]);
                     let mut unpacked = &[][..];
-                    let mut d = [0f32; ROWS];
-                    // SAFETY: `S` is enabled by the caller; a tile is whole rows.
-                    unsafe {
-                        for (d, row) in d.iter_mut().zip(tile.chunks_exact(n)) {
-                            *d = S::f16_to_f32(T::scale_bits(&row[..T::BYTES]));
-                        }
-                        if count > 0 {
-                            unpacked = unpack::<T, S>(tile, n, from, these, codes);
-                        }
+                    if t < tiles {
+                        // SAFETY: `S` is enabled by the caller; a tile is whole rows.
+                        unpacked = unsafe { unpack::<T, S>(tile(t), n, from, these, codes) };
                     }
-                    Part { codes: unpacked, from, first, count, d }
+                    Part { codes: unpacked, from, first: first + t * ROWS, count: count(t), d: d[t] }
                 })
             };
+            // What is unpacked next: more of these rows, or the beginning of the next.
+            let (row, at) =
+                if from + these < steps { (first, from + these) } else { (first + TILES * ROWS, 0) };
+            let ahead = Ahead {
+                next: call.weights.as_ptr().wrapping_add(row * n + at * T::STEP),
+                rows: rows.saturating_sub(row).min(TILES * ROWS),
+                apart: n,
+                lines: (STEPS.min(steps - at) * T::STEP).div_ceil(64),
+            };
             // SAFETY: `S` is enabled by the caller.
-            unsafe { columns::<S>(call, &parts[..tiles], from + these == steps) };
+            unsafe { columns::<S>(call, &parts[..tiles], from + these == steps, ahead) };
         }
     }
     true
+}
+
+/// Rows to be asked for before they are needed.
+struct Ahead {
+    next: *const u8,
+    rows: usize,
+    /// Bytes from row to row.
+    apart: usize,
+    /// Cache lines of each.
+    lines: usize,
+}
+
+impl Ahead {
+    /// Asks for the next `rows` of them.
+    ///
+    /// # Safety
+    /// `S` is enabled.
+    #[inline(always)]
+    unsafe fn ask<S: Bytes>(&mut self, rows: usize) {
+        let rows = rows.min(self.rows);
+        for _ in 0..rows {
+            for line in 0..self.lines {
+                // SAFETY: by the caller; any address may be asked for.
+                unsafe { S::prefetch(self.next.wrapping_add(64 * line)) };
+            }
+            self.next = self.next.wrapping_add(self.apart);
+        }
+        self.rows -= rows;
+    }
 }
 
 /// Codes of some steps of a tile's rows, 64 pairs a step in `codes`. Rows that a tile lacks repeat its last one; nobody reads their sums.
@@ -89,25 +124,14 @@ unsafe fn unpack<'c, T: Ternary, S: Bytes>(
 ) -> &'c [[Line; 2]] {
     let count = tile.len() / n;
     let codes = &mut codes[..steps * 64];
-    let mut planes = [const { MaybeUninit::<[Line; 16]>::uninit() }; 4];
-    for step in 0..steps {
+    for (step, codes) in codes.chunks_exact_mut(64).enumerate() {
         let bytes = (from + step) * T::STEP..((from + step + 1) * T::STEP).min(n);
         for half in 0..2 {
-            for i in 0..16 {
-                let row = &tile[(16 * half + i).min(count - 1) * n..][..n];
-                // SAFETY: `S` is enabled by the caller; these are a step of a row; i < 16, and a line has 64 bytes.
-                unsafe {
-                    for (l, v) in T::planes::<S>(&row[bytes.clone()]).into_iter().enumerate() {
-                        S::store_v(planes[l].as_mut_ptr().cast::<u8>().add(64 * i), v);
-                    }
-                }
-            }
-            for (l, plane) in planes.iter().enumerate() {
-                let to = &mut codes[step * 64 + l * 16..][..16];
-                // SAFETY: 16 lines to read, all written above; 16 pairs of lines, of which each row of the transpose is one
-                // line.
-                unsafe { S::transpose4(plane.as_ptr().cast(), to.as_mut_ptr().cast::<u8>().add(64 * half)) };
-            }
+            let row = |i: usize| &tile[(16 * half + i).min(count - 1) * n..][..n][bytes.clone()];
+            // SAFETY: `S` is enabled by the caller; these are a step of each row; 64 pairs of lines, one line of each.
+            unsafe {
+                T::sixteen::<S>(std::array::from_fn(row), codes.as_mut_ptr().cast::<u8>().add(64 * half));
+            };
         }
     }
     // SAFETY: each step has written both lines of its 64 pairs.
@@ -128,83 +152,82 @@ struct Part<'a> {
 
 /// All columns of the call times some parts: as many at once as 32 registers hold sums of, with two vectors of rows. If
 /// `last`, the sums are complete and become results.
+///
+/// # Safety
+/// As for every kernel; `S` is enabled; the parts are rows of the call.
 #[inline(always)]
-unsafe fn columns<S: Bytes>(call: &mut Call<'_, '_>, parts: &[Part<'_>], last: bool) {
+unsafe fn columns<S: Bytes>(call: &mut Call<'_, '_>, parts: &[Part<'_>], last: bool, mut ahead: Ahead) {
     let n = call.acts.n();
+    let each = (TILES * ROWS).div_ceil(n.div_ceil(12));
     let mut c = 0;
     // SAFETY: the caller's promises, passed on.
     unsafe {
-        while c + 12 <= n {
-            for part in parts {
-                block::<S, 12>(call, part, last, c);
-            }
-            c += 12;
-        }
-        while c + 8 <= n {
-            for part in parts {
-                block::<S, 8>(call, part, last, c);
-            }
-            c += 8;
-        }
-        // Fewer would wait for their own sums: the last column is computed as often as columns lack.
         while c < n {
-            for part in parts {
-                block::<S, 4>(call, part, last, c);
-            }
-            c += 4;
+            // Fewer than 4 would wait for their own sums: the last column is computed as often as columns lack.
+            c += match n - c {
+                12.. => block::<S, 12>(call, c, parts, last),
+                8.. => block::<S, 8>(call, c, parts, last),
+                _ => block::<S, 4>(call, c, parts, last),
+            };
+            ahead.ask::<S>(each);
         }
     }
 }
 
-/// Columns `first ..` of the call times a part; the last one again where there are fewer than `C`.
+/// Columns `first ..` of the call times some parts; the last one again where there are fewer than `C`. Returns `C`.
+///
+/// # Safety
+/// As for [`columns`].
 #[inline(always)]
 unsafe fn block<S: Bytes, const C: usize>(
     call: &mut Call<'_, '_>,
-    part: &Part<'_>,
-    last: bool,
     first: usize,
-) {
+    parts: &[Part<'_>],
+    last: bool,
+) -> usize {
     let Acts::I8(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
-    let column: [usize; C] = std::array::from_fn(|c| (first + c).min(acts.n() - 1));
-    let mut q = [std::ptr::null(); C];
-    for (c, q) in q.iter_mut().enumerate() {
-        *q = acts.q(column[c])[part.from * 256..][..part.codes.len() * 4].as_ptr();
+    let mut q = [std::ptr::null::<i8>(); C];
+    let mut out = [std::ptr::null_mut::<f32>(); C];
+    let (mut scale, mut minus) = ([0f32; C], [0; C]);
+    for c in 0..C {
+        let column = (first + c).min(acts.n() - 1);
+        q[c] = acts.q(column).as_ptr();
+        out[c] = call.out.column(column).as_mut_ptr();
+        (scale[c], minus[c]) = (acts.scales(column)[0] * call.scale, acts.sums(column)[0]);
     }
-    // Rows 16 r of the tile: where they are in the result, and how many there are.
-    let rows = |r: usize| {
-        let at = part.first + (16 * r).min(part.count);
-        at..part.first + (16 * r + 16).min(part.count)
-    };
-    // SAFETY: `S` is enabled by the caller; q is read inside the columns, as just sliced; a slice of the result is as long as
-    // what is loaded and stored.
-    unsafe {
-        let mut sums = [[S::zero_v(); 2]; C];
-        if part.from > 0 {
+    assert!(
+        parts.iter().all(|part| part.from * 256 + part.codes.len() * 4 <= acts.q(first).len()),
+        "activation length"
+    );
+    for part in parts {
+        // Rows 16 r of the tile: where they are in the result, and how many there are.
+        let rows = [0, 16].map(|r| (part.first + r, part.count.saturating_sub(r).min(16)));
+        // SAFETY: `S` is enabled by the caller; q is read inside the columns, just checked; what is loaded and stored of the
+        // result are rows of the call, by the caller.
+        unsafe {
+            let mut sums = [[S::zero_v(); 2]; C];
+            if part.from > 0 {
+                for c in 0..C {
+                    for (r, (at, n)) in rows.into_iter().enumerate() {
+                        sums[c][r] = S::bits_of_f(S::load_n(out[c].wrapping_add(at), n));
+                    }
+                }
+            }
+            sum_up::<S, C>(&mut sums, part.codes, q.map(|q| q.wrapping_add(part.from * 256)));
             for c in 0..C {
-                let out = call.out.column(column[c]);
-                for r in 0..2 {
-                    let out = &out[rows(r)];
-                    sums[c][r] = S::bits_of_f(S::load_n(out.as_ptr(), out.len()));
+                for (r, (at, n)) in rows.into_iter().enumerate() {
+                    let y = if last {
+                        let sum = S::to_f32(S::sub_i32(sums[c][r], S::splat_i32(minus[c])));
+                        S::mul(S::fma(sum, S::load(part.d[16 * r..].as_ptr()), S::zero()), S::splat(scale[c]))
+                    } else {
+                        S::bits_to_f(sums[c][r])
+                    };
+                    S::store_n(out[c].wrapping_add(at), n, y);
                 }
             }
         }
-        sum_up::<S, C>(&mut sums, part.codes, q);
-        for c in 0..C {
-            let scale = S::splat(acts.scales(column[c])[0] * call.scale);
-            let minus = S::splat_i32(acts.sums(column[c])[0]);
-            let out = call.out.column(column[c]);
-            for r in 0..2 {
-                let y = if last {
-                    let sum = S::to_f32(S::sub_i32(sums[c][r], minus));
-                    S::mul(S::fma(sum, S::load(part.d[16 * r..].as_ptr()), S::zero()), scale)
-                } else {
-                    S::bits_to_f(sums[c][r])
-                };
-                let out = &mut out[rows(r)];
-                S::store_n(out.as_mut_ptr(), out.len(), y);
-            }
-        }
     }
+    C
 }
 
 /// Adds codes * q. The sums stay in registers: they are copied here and back.

@@ -96,11 +96,15 @@ impl Body for Store<'_> {
             }
             KvType::F16 => {
                 for (step, bytes) in steps(x.len()).zip(row.chunks_mut(32)) {
-                    let mut halves = [0u16; 16];
                     // SAFETY: `L` is enabled by the caller; the step is inside `x`; 16 halves are written.
-                    unsafe { L::store_f16(halves.as_mut_ptr(), get::<L>(x, step)) };
-                    for (half, bytes) in halves.iter().zip(bytes.chunks_exact_mut(2)) {
-                        bytes.copy_from_slice(&half.to_le_bytes());
+                    unsafe {
+                        if bytes.len() == 32 {
+                            L::store_f16(bytes.as_mut_ptr().cast(), get::<L>(x, step));
+                            continue;
+                        }
+                        let mut halves = [0; 32];
+                        L::store_f16(halves.as_mut_ptr().cast(), get::<L>(x, step));
+                        bytes.copy_from_slice(&halves[..bytes.len()]);
                     }
                 }
             }

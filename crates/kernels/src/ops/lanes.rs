@@ -28,14 +28,10 @@ pub(super) unsafe fn get<L: Lanes>(x: &[f32], (at, n): (usize, usize)) -> L::F {
 /// As for [`get`].
 #[inline(always)]
 pub(super) unsafe fn get_or_lowest<L: Lanes>(x: &[f32], (at, n): (usize, usize)) -> L::F {
-    // SAFETY: by the caller; `padded` has 16 values.
+    // SAFETY: by the caller.
     unsafe {
-        if n == 16 {
-            return L::load(x.as_ptr().add(at));
-        }
-        let mut padded = [f32::NEG_INFINITY; 16];
-        padded[..n].copy_from_slice(&x[at..at + n]);
-        L::load(padded.as_ptr())
+        let p = x.as_ptr().add(at);
+        if n == 16 { L::load(p) } else { L::load_n_or(p, n, f32::NEG_INFINITY) }
     }
 }
 

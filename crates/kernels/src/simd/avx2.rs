@@ -187,6 +187,15 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_n_or(p: *const f32, n: usize, or: f32) -> Self::F {
+        unsafe {
+            let (v, m) = (Self::load_n(p, n), tail_masks(n));
+            let or = _mm256_set1_ps(or);
+            let pick = |v, m| _mm256_blendv_ps(or, v, _mm256_castsi256_ps(m));
+            (pick(v.0, m.0), pick(v.1, m.1))
+        }
+    }
+    #[inline(always)]
     unsafe fn store(p: *mut f32, v: Self::F) {
         unsafe {
             _mm256_storeu_ps(p, v.0);
@@ -598,7 +607,7 @@ impl Bytes for Avx2 {
         unsafe { (_mm256_castps_si256(a.0), _mm256_castps_si256(a.1)) }
     }
     #[inline(always)]
-    unsafe fn transpose4(from: *const u8, to: *mut u8) {
+    unsafe fn transpose4<const APART: usize>(from: *const u8, to: *mut u8) {
         unsafe {
             // Quarters of the matrix, 8 x 8 each.
             for (down, across) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
@@ -619,7 +628,7 @@ impl Bytes for Avx2 {
                         _mm256_permute2x128_si256::<0x31>(quads[j], quads[4 + j]),
                     ];
                     for (lane, row) in lanes.into_iter().enumerate() {
-                        let at = (8 * across + 4 * lane + j) * 128 + 32 * down;
+                        let at = (8 * across + 4 * lane + j) * APART + 32 * down;
                         _mm256_storeu_si256(to.add(at).cast(), row);
                     }
                 }

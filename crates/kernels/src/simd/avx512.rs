@@ -41,6 +41,10 @@ impl Lanes for Avx512 {
         unsafe { _mm512_maskz_loadu_ps(first(n), p) }
     }
     #[inline(always)]
+    unsafe fn load_n_or(p: *const f32, n: usize, or: f32) -> __m512 {
+        unsafe { _mm512_mask_loadu_ps(_mm512_set1_ps(or), first(n), p) }
+    }
+    #[inline(always)]
     unsafe fn store(p: *mut f32, v: __m512) {
         unsafe { _mm512_storeu_ps(p, v) }
     }
@@ -379,7 +383,7 @@ impl Bytes for Avx512 {
         unsafe { _mm512_castps_si512(a) }
     }
     #[inline(always)]
-    unsafe fn transpose4(from: *const u8, to: *mut u8) {
+    unsafe fn transpose4<const APART: usize>(from: *const u8, to: *mut u8) {
         unsafe {
             // In each 128-bit lane first: quad j of rows 4i..4i+4 holds value j of every lane, by row.
             let mut quads = [_mm512_setzero_si512(); 16];
@@ -405,7 +409,7 @@ impl Bytes for Avx512 {
                     _mm512_shuffle_i32x4::<0xdd>(ef, gh),
                 ];
                 for (lane, row) in rows.into_iter().enumerate() {
-                    _mm512_storeu_si512(to.add((4 * lane + j) * 128).cast(), row);
+                    _mm512_storeu_si512(to.add((4 * lane + j) * APART).cast(), row);
                 }
             }
         }

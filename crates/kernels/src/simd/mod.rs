@@ -40,6 +40,8 @@ pub(crate) trait Lanes: Copy + 'static {
     unsafe fn load(p: *const f32) -> Self::F;
     /// The first `n <= 16` lanes from memory, zeros after; touches only those.
     unsafe fn load_n(p: *const f32, n: usize) -> Self::F;
+    /// The same, with `or` in the lanes after.
+    unsafe fn load_n_or(p: *const f32, n: usize, or: f32) -> Self::F;
     unsafe fn store(p: *mut f32, v: Self::F);
     /// Stores the first `n <= 16` lanes only.
     unsafe fn store_n(p: *mut f32, n: usize, v: Self::F);
@@ -166,8 +168,8 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn bits_to_f(a: Self::V) -> Self::F;
     unsafe fn bits_of_f(a: Self::F) -> Self::V;
     /// 16 vectors at `from`, 64 bytes apart, seen as a 16 x 16 matrix of 32-bit values; its transpose goes to `to`, rows
-    /// 128 bytes apart.
-    unsafe fn transpose4(from: *const u8, to: *mut u8);
+    /// `APART` bytes apart.
+    unsafe fn transpose4<const APART: usize>(from: *const u8, to: *mut u8);
 
     /// Running sums of 2-bit codes times int8.
     type Planes: Copy;

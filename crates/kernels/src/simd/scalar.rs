@@ -34,8 +34,12 @@ impl Lanes for Scalar {
         unsafe { p.cast::<[f32; 16]>().read_unaligned() }
     }
     unsafe fn load_n(p: *const f32, n: usize) -> Self::F {
+        // SAFETY: by the caller.
+        unsafe { Self::load_n_or(p, n, 0.0) }
+    }
+    unsafe fn load_n_or(p: *const f32, n: usize, or: f32) -> Self::F {
         // SAFETY: `n` values are readable, by the caller; possibly unaligned, as for `load`.
-        std::array::from_fn(|i| if i < n { unsafe { p.add(i).read_unaligned() } } else { 0.0 })
+        std::array::from_fn(|i| if i < n { unsafe { p.add(i).read_unaligned() } } else { or })
     }
     unsafe fn store(p: *mut f32, v: Self::F) {
         // SAFETY: 16 values are writable, by the caller.
