@@ -282,8 +282,8 @@ pub struct ServeArgs {
     /// How the log looks.
     #[arg(long, value_name = "FORMAT", default_value = "json", help_heading = "Server")]
     pub log: LogFormat,
-    /// Requests that compute by turns; the others wait.
-    #[arg(long, value_name = "N", default_value_t = 8, help_heading = "Limits", value_parser = clap::value_parser!(u16).range(1..))]
+    /// Requests that compute at a time, those of one model in shared passes; the others wait.
+    #[arg(long, value_name = "N", default_value_t = 16, help_heading = "Limits", value_parser = clap::value_parser!(u16).range(1..))]
     pub parallel: u16,
     /// Requests that may wait; more are refused with status 429.
     #[arg(long, value_name = "N", default_value_t = 64, help_heading = "Limits")]

@@ -62,7 +62,7 @@ impl Default for Options {
             api_keys: Vec::new(),
             cors: Vec::new(),
             body_limit: 4 << 20,
-            parallel: 8,
+            parallel: 16,
             queue: 64,
             timeout: Duration::from_secs(600),
             drain: Duration::from_secs(30),

@@ -20,8 +20,8 @@ pub(super) const COLUMNS: usize = 4;
 const ROWS: usize = 32;
 /// Tiles that some columns pass over while they are in the innermost cache.
 const TILES: usize = 2;
-/// Steps of a stretch: its codes are 32 KiB, which stay in the inner caches.
-const STEPS: usize = 4;
+/// Steps of a stretch: its codes are 80 KiB, which stay in the second-level cache, and rows of 2560 weights are one stretch.
+const STEPS: usize = 10;
 
 /// Codes of a stretch: for each four weights two vectors of 16 rows. They are not cleared before they are written: a model
 /// with narrow rows has few of them in a call, and clearing took a quarter of its time.
@@ -31,7 +31,7 @@ type Codes = [MaybeUninit<[Line; 2]>; STEPS * 64];
 ///
 /// # Safety
 /// As for every kernel; `S` is enabled.
-#[allow(clippy::large_stack_arrays)] // 64 KiB, gone with the call
+#[allow(clippy::large_stack_arrays)] // 160 KiB, gone with the call
 #[inline(always)]
 pub(super) unsafe fn multiply<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) -> bool {
     let n = row_bytes::<T>(call.cols);
@@ -43,19 +43,21 @@ pub(super) unsafe fn multiply<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) -> 
         let tile = |t: usize| &call.weights[(first + t * ROWS).min(rows) * n..][..count(t) * n];
         let tiles = (rows - first).div_ceil(ROWS).min(TILES);
         let mut d = [[0f32; ROWS]; TILES];
-        for (t, d) in d[..tiles].iter_mut().enumerate() {
-            // Block by block up to the first that differs: vectors of scales would have to be gathered, a sixth of the time.
-            for (d, row) in d.iter_mut().zip(tile(t).chunks_exact(n)) {
-                let scale = T::scale_bits(&row[..T::BYTES]);
-                if !row.chunks_exact(T::BYTES).all(|block| T::scale_bits(block) == scale) {
-                    return false;
-                }
-                // SAFETY: `S` is enabled by the caller.
-                *d = unsafe { S::f16_to_f32(scale) };
-            }
-        }
         for from in (0..steps).step_by(STEPS) {
             let these = STEPS.min(steps - from);
+            for (t, d) in d[..tiles].iter_mut().enumerate() {
+                for (d, row) in d.iter_mut().zip(tile(t).chunks_exact(n)) {
+                    // Block by block: vectors of scales would have to be gathered, a sixth of the time.
+                    let scale = T::scale_bits(&row[..T::BYTES]);
+                    let blocks =
+                        row[from * T::STEP..((from + these) * T::STEP).min(n)].chunks_exact(T::BYTES);
+                    if blocks.fold(0, |differ, block| differ | (T::scale_bits(block) ^ scale)) != 0 {
+                        return false;
+                    }
+                    // SAFETY: `S` is enabled by the caller.
+                    *d = unsafe { S::f16_to_f32(scale) };
+                }
+            }
             let parts: [Part<'_>; TILES] = {
                 let mut codes = codes.iter_mut();
                 std::array::from_fn(|t| {
@@ -68,49 +70,11 @@ pub(super) unsafe fn multiply<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) -> 
                     Part { codes: unpacked, from, first: first + t * ROWS, count: count(t), d: d[t] }
                 })
             };
-            // What is unpacked next: more of these rows, or the beginning of the next.
-            let (row, at) =
-                if from + these < steps { (first, from + these) } else { (first + TILES * ROWS, 0) };
-            let ahead = Ahead {
-                next: call.weights.as_ptr().wrapping_add(row * n + at * T::STEP),
-                rows: rows.saturating_sub(row).min(TILES * ROWS),
-                apart: n,
-                lines: (STEPS.min(steps - at) * T::STEP).div_ceil(64),
-            };
             // SAFETY: `S` is enabled by the caller.
-            unsafe { columns::<S>(call, &parts[..tiles], from + these == steps, ahead) };
+            unsafe { columns::<S>(call, &parts[..tiles], from + these == steps) };
         }
     }
     true
-}
-
-/// Rows to be asked for before they are needed.
-struct Ahead {
-    next: *const u8,
-    rows: usize,
-    /// Bytes from row to row.
-    apart: usize,
-    /// Cache lines of each.
-    lines: usize,
-}
-
-impl Ahead {
-    /// Asks for the next `rows` of them.
-    ///
-    /// # Safety
-    /// `S` is enabled.
-    #[inline(always)]
-    unsafe fn ask<S: Bytes>(&mut self, rows: usize) {
-        let rows = rows.min(self.rows);
-        for _ in 0..rows {
-            for line in 0..self.lines {
-                // SAFETY: by the caller; any address may be asked for.
-                unsafe { S::prefetch(self.next.wrapping_add(64 * line)) };
-            }
-            self.next = self.next.wrapping_add(self.apart);
-        }
-        self.rows -= rows;
-    }
 }
 
 /// Codes of some steps of a tile's rows, 64 pairs a step in `codes`. Rows that a tile lacks repeat its last one; nobody reads their sums.
@@ -156,9 +120,8 @@ struct Part<'a> {
 /// # Safety
 /// As for every kernel; `S` is enabled; the parts are rows of the call.
 #[inline(always)]
-unsafe fn columns<S: Bytes>(call: &mut Call<'_, '_>, parts: &[Part<'_>], last: bool, mut ahead: Ahead) {
+unsafe fn columns<S: Bytes>(call: &mut Call<'_, '_>, parts: &[Part<'_>], last: bool) {
     let n = call.acts.n();
-    let each = (TILES * ROWS).div_ceil(n.div_ceil(12));
     let mut c = 0;
     // SAFETY: the caller's promises, passed on.
     unsafe {
@@ -169,7 +132,6 @@ unsafe fn columns<S: Bytes>(call: &mut Call<'_, '_>, parts: &[Part<'_>], last: b
                 8.. => block::<S, 8>(call, c, parts, last),
                 _ => block::<S, 4>(call, c, parts, last),
             };
-            ahead.ask::<S>(each);
         }
     }
 }
