@@ -70,7 +70,7 @@ pub enum OpenError {
     Memory(Box<MemoryError>),
     /// More than the device gives, or than addresses reach.
     #[error(
-        "the model, its cache and its buffers need {need} bytes; {device} gives {piece} in one piece; lower --ctx, keep some layers on the CPU with --gpu-layers auto, or let it stream with --budget"
+        "the model, its cache and its buffers need {need} bytes; {device} gives {piece} in one piece; lower --ctx, keep more layers on the CPU (--gpu-layers auto sees how many fit), or let it stream with --budget"
     )]
     TooBig {
         /// Bytes needed.
