@@ -18,8 +18,8 @@ pub struct Speaker {
 
 impl Speaker {
     /// Opens a session on `pool`.
-    pub fn new(model: &Model, pool: Pool, options: &options::Engine) -> Result<Self, Failure> {
-        let session = engine::session(model, &pool, options, options.session(0))?;
+    pub fn new(model: &Model, mut pool: Pool, options: &options::Engine) -> Result<Self, Failure> {
+        let session = engine::session(model, &mut pool, options, options.session(0))?;
         Ok(Self { session, pool, interrupt: Interrupt::new() })
     }
 

@@ -7,8 +7,14 @@ mod verify;
 
 pub use bench::{AnnouncedArgs, BenchArgs, BenchCommand, KernelsArgs, OutputArgs};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
 use std::path::PathBuf;
 pub use verify::VerifyArgs;
+
+/// The words of the command line. `-ngl`, as llama.cpp's users type it, is `--gpu-layers`: here a short flag has one letter.
+pub fn typed() -> impl Iterator<Item = OsString> {
+    std::env::args_os().map(|word| if word == "-ngl" { "--gpu-layers".into() } else { word })
+}
 
 /// Runs GGUF language models, ternary 1.58-bit ones and ordinary quantizations, on this machine.
 #[derive(Debug, Parser)]
@@ -554,6 +560,12 @@ pub struct EngineArgs {
     /// OpenCL device as info lists it, or a part of its name.
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     pub device: String,
+    /// Layers on the device, the last ones; the others are computed on the CPU. The head counts as the last layer, so one more
+    /// than the model has layers is all of it. auto: as many as fit, or none where the CPU is measured to read faster. Without
+    /// it all, or auto where that is too much for the device. Also -ngl N. For run, chat, score and perplexity without --budget.
+    #[arg(long, visible_alias = "n-gpu-layers", value_name = "N|auto|all", value_parser = crate::layers::parse)]
+    #[arg(allow_hyphen_values = true)]
+    pub gpu_layers: Option<crate::layers::GpuLayers>,
     /// On a GPU: launch each phase of a step by itself, where a step would be one launch.
     #[arg(long)]
     pub gpu_launches: bool,

@@ -1,12 +1,15 @@
 //! From options to a loaded model and threads, with a word where a wish cannot be met in full.
 
 use crate::failure::Failure;
+use crate::layers::GpuLayers;
 use crate::models::Source;
 use crate::options;
-use crate::output::note;
+use crate::output::{bytes, note};
 use nexaquant_engine::m3::{Memory, MemoryOptions};
-use nexaquant_engine::opencl::{Choice, Gpu, choose};
-use nexaquant_engine::{LoadCause, LoadOptions, Model, Pool, Session, SessionOptions, topology};
+use nexaquant_engine::opencl::{Choice, Gpu, Measured, OpenError, Placement, choose};
+use nexaquant_engine::{
+    LoadCause, LoadOptions, Model, Pool, Session, SessionError, SessionOptions, topology,
+};
 
 /// Loads a model and starts the threads.
 pub fn open(source: &Source, options: &options::Engine) -> Result<(Model, Pool), Failure> {
@@ -44,21 +47,80 @@ pub fn threads(error: &std::io::Error) -> Failure {
 /// Opens a session, in a memory of its own if there is a budget.
 pub fn session(
     model: &Model,
-    pool: &Pool,
+    pool: &mut Pool,
     engine: &options::Engine,
     session: SessionOptions,
 ) -> Result<Session, Failure> {
-    let gpu = gpu(engine)?;
     let Some(budget) = engine.budget else {
-        let session = match gpu {
-            Some(gpu) => Session::on_device(&gpu, model, pool, session),
-            None => Session::new(model, pool, session),
+        return match device(engine)? {
+            Some(gpu) => divided(&gpu, model, pool, engine.gpu_layers, session),
+            None => Session::new(model, pool, session).map_err(Failure::input),
         };
-        return session.map_err(Failure::input);
     };
+    let gpu = gpu(engine)?;
     let memory = memory(gpu.as_ref(), MemoryOptions::new(budget))?;
     let placed = memory.add(&model.name(), model).map_err(Failure::input)?;
     Session::placed(&placed, pool, session).map_err(Failure::input)
+}
+
+/// Opens a session on a device, or with some layers there and some on the CPU, and says which are where.
+fn divided(
+    gpu: &Gpu,
+    model: &Model,
+    pool: &mut Pool,
+    layers: Option<GpuLayers>,
+    session: SessionOptions,
+) -> Result<Session, Failure> {
+    let wanted = match layers {
+        Some(GpuLayers::Last(layers)) => Some(layers),
+        Some(GpuLayers::All) | None => Some(model.layers()),
+        Some(GpuLayers::Auto) => None,
+    };
+    if let Some(wanted) = wanted {
+        match Session::divided(gpu, model, pool, session, wanted) {
+            // Nobody has asked for all of it.
+            Err(SessionError::Device(OpenError::TooBig { .. })) if layers.is_none() => {}
+            opened => {
+                let opened = opened.map_err(Failure::input)?;
+                note("note: ", &placed(gpu, &Placement::new(model, wanted)));
+                return Ok(opened);
+            }
+        }
+    }
+    let found = Measured::now(gpu, model, pool, session).map_err(Failure::input)?;
+    let opened = Session::divided(gpu, model, pool, session, found.layers()).map_err(Failure::input)?;
+    let placement = Placement::new(model, found.layers());
+    note("note: ", &format!("{}; {}", placed(gpu, &placement), why(gpu, &found, placement.all)));
+    Ok(opened)
+}
+
+/// Which layers are where.
+fn placed(gpu: &Gpu, placement: &Placement) -> String {
+    let Placement { layers, all, host_bytes, device_bytes } = *placement;
+    if layers == 0 {
+        return format!("computing on the CPU: all {all} layers, {} a token", bytes(host_bytes));
+    }
+    if layers == all {
+        return format!("computing on {}", gpu.path());
+    }
+    format!(
+        "computing on the CPU: the first {} of {all} layers, {} a token; and on {}: the last {layers}, the head counted as \
+         one, {} a token",
+        all - layers,
+        bytes(host_bytes),
+        gpu.path(),
+        bytes(device_bytes)
+    )
+}
+
+/// What a placement was decided by.
+fn why(gpu: &Gpu, found: &Measured, all: usize) -> String {
+    let Measured { room, host_rate, device_rate } = *found;
+    let (host, device) = (host_rate / 1e9, device_rate / 1e9);
+    let name = &gpu.found().name;
+    format!(
+        "measured: {name} reads {device:.1} GB/s and has room for {room} of {all} layers; the CPU reads {host:.1} GB/s"
+    )
 }
 
 /// A memory with a budget, on the device if one computes.
@@ -70,24 +132,48 @@ pub fn memory(gpu: Option<&Gpu>, options: MemoryOptions) -> Result<Memory, Failu
     memory.map_err(Failure::input)
 }
 
-/// The device that computes, where that is not the CPU. Says so if the CPU takes the place of one.
+/// The device that computes all there is to compute, where that is not the CPU. Says which one it is.
 pub fn gpu(engine: &options::Engine) -> Result<Option<Gpu>, Failure> {
+    whole_models(engine)?;
+    let gpu = device(engine)?;
+    if let Some(gpu) = &gpu {
+        note("note: ", &format!("computing on {}", gpu.path()));
+    }
+    Ok(gpu)
+}
+
+/// Refuses a number of layers where models are not divided.
+fn whole_models(engine: &options::Engine) -> Result<(), Failure> {
+    if engine.gpu_layers.is_none() {
+        return Ok(());
+    }
+    Err(Failure::input(
+        "--gpu-layers is for run, chat, score and perplexity without --budget; with a budget layers come to the device as they \
+         are needed: leave one of the two out",
+    ))
+}
+
+/// The device that was asked for, where that is not the CPU. Says so if the CPU takes the place of one.
+fn device(engine: &options::Engine) -> Result<Option<Gpu>, Failure> {
     match choose(&engine.device).map_err(|error| Failure::Input(format!("--device: {error}")))? {
+        Choice::Cpu(None) if engine.gpu_layers.is_some_and(|layers| layers != GpuLayers::Last(0)) => {
+            Err(Failure::input(
+                "--gpu-layers needs a device to put layers on, and computing is the CPU's; add --device gpu, or --device and a \
+                 number or name of those that nexaquant info lists",
+            ))
+        }
         Choice::Cpu(None) => Ok(None),
         Choice::Cpu(Some(why)) => {
             note("note: ", &format!("computing on the CPU: {why}"));
             Ok(None)
         }
-        Choice::Device(found) => {
-            let gpu = Gpu::open(&found, engine.gpu).map_err(Failure::input)?;
-            note("note: ", &format!("computing on {}", gpu.path()));
-            Ok(Some(gpu))
-        }
+        Choice::Device(found) => Gpu::open(&found, engine.gpu).map(Some).map_err(Failure::input),
     }
 }
 
 /// Refuses devices where only the CPU can do it.
 pub fn only_cpu(engine: &options::Engine, what: &str) -> Result<(), Failure> {
+    whole_models(engine)?;
     if engine.device.eq_ignore_ascii_case("cpu") {
         return Ok(());
     }

@@ -14,6 +14,7 @@ mod engine;
 mod failure;
 mod input;
 mod interrupt;
+mod layers;
 mod models;
 mod options;
 mod output;
@@ -23,13 +24,13 @@ mod size;
 mod system;
 mod usage;
 
-use args::{Cli, Command};
+use args::{Cli, Command, typed};
 use clap::Parser;
 use failure::Failure;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(typed()) {
         Ok(cli) => cli,
         Err(error) => return usage::report(&error),
     };

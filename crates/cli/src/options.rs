@@ -2,6 +2,7 @@
 
 use crate::args::{Activations, AnswerArgs, ChatArgs, EngineArgs, Kv, RunArgs, SamplingArgs};
 use crate::failure::Failure;
+use crate::layers::GpuLayers;
 use crate::models::{self, Source};
 use nexaquant_engine::kernels::{KvType, Mode};
 use nexaquant_engine::opencl::GpuOptions;
@@ -25,6 +26,8 @@ pub struct Engine {
     /// What computes, as typed.
     pub device: String,
     pub gpu: GpuOptions,
+    /// How much of the model that device has, as typed.
+    pub gpu_layers: Option<GpuLayers>,
 }
 
 impl Engine {
@@ -150,6 +153,7 @@ pub fn engine(args: &EngineArgs) -> Engine {
             persistent: args.gpu_launches.then_some(false),
             ..GpuOptions::default()
         },
+        gpu_layers: args.gpu_layers,
     }
 }
 

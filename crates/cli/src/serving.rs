@@ -1,6 +1,6 @@
 //! What `serve` was asked for, from flags and a configuration file. Flags come before the file.
 
-use crate::args::{Cli, Command, ServeArgs};
+use crate::args::{Cli, Command, ServeArgs, typed};
 use crate::failure::Failure;
 use crate::scenario::{self, Named};
 use crate::{input, options};
@@ -72,9 +72,7 @@ pub fn serving(args: ServeArgs) -> Result<Serving, Failure> {
 /// The command line with the file's settings before it, so that flags win.
 fn with_file(path: &Path) -> Result<ServeArgs, Failure> {
     let words = words(path, &input::file(path)?)?;
-    let typed: Vec<String> =
-        std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    parse(&words, typed)
+    parse(&words, typed().skip(1).map(|word| word.to_string_lossy().into_owned()).collect())
 }
 
 fn parse(words: &[String], typed: Vec<String>) -> Result<ServeArgs, Failure> {

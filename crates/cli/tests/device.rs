@@ -44,13 +44,93 @@ fn what_runs_on_the_cpu_only_says_so() {
     nexaquant().args(["plan", "--device", "gpu"]).assert().code(2).stderr(refused);
 }
 
-#[test]
-fn the_announced_scenario_runs_on_a_device_and_answers_the_same() {
+/// Whether there is a device; says so if not.
+fn has_device() -> bool {
     let info = json(&["info", "--json"]);
-    if info["opencl"]["available"] != true {
+    let available = info["opencl"]["available"] == true;
+    if !available {
         // Not `eprintln!`, which the test harness swallows when a test passes.
         let _ =
             std::io::stderr().write_all(format!("SKIPPED opencl: {}\n", info["opencl"]["why"]).as_bytes());
+    }
+    available
+}
+
+#[test]
+fn numbers_of_layers_that_make_no_sense_are_refused() {
+    let run = ["run", "alpha", "-p", "Hello", "-n", "1"];
+    for (more, wanted) in [
+        (&["--device", "0", "-ngl", "-1"][..], "\"-1\" is no number of layers; wanted 0"),
+        (&["--device", "0", "--gpu-layers", "most"], "\"most\" is no number of layers"),
+        (&["--device", "0", "--n-gpu-layers="], "\"\" is no number of layers"),
+        (&["--device", "0", "-ngl"], "a value is required for '--gpu-layers"),
+        (&["-ngl", "3"], "add --device gpu"),
+        (&["--device", "cpu", "-ngl", "auto"], "add --device gpu"),
+        (&["--device", "0", "--budget", "10MB", "-ngl", "3"], "leave one of the two out"),
+    ] {
+        let refused = predicate::str::contains(wanted);
+        nexaquant().args(run).args(more).assert().code(2).stderr(refused);
+    }
+    for command in ["m3", "plan", "serve"] {
+        let args = [command, "alpha", "--budget", "10MB", "-ngl", "3"];
+        let refused = predicate::str::contains("--gpu-layers is for run, chat, score and perplexity");
+        nexaquant().args(args).assert().code(2).stderr(refused);
+    }
+    // None of it needs no device.
+    nexaquant().args(run).args(["-ngl", "0"]).assert().success();
+}
+
+#[test]
+fn a_model_partly_on_a_device_answers_scores_and_chats_the_same() {
+    if !has_device() {
+        return;
+    }
+    let run = ["run", "alpha", "-p", "Tell me a story.", "-n", "20", "--temp", "0", "-t", "1", "-q"];
+    let text = stdout(&run);
+    for (layers, wanted) in [
+        ("0", "note: computing on the CPU: all 15 layers, 3.95 MB a token"),
+        ("1", "note: computing on the CPU: the first 14 of 15 layers, 2.84 MB a token; and on"),
+        ("7", "the last 7, the head counted as one, 2.33 MB a token"),
+        ("15", "note: computing on "),
+        ("4000", "note: computing on "),
+        ("all", "note: computing on "),
+        ("auto", "of 15 layers; the CPU reads "),
+    ] {
+        let divided = ["--device", "0", "-ngl", layers];
+        let said = predicate::str::contains(wanted);
+        nexaquant().args(run).args(divided).assert().success().stdout(text.clone()).stderr(said);
+    }
+
+    let numbers = |value: &Value| -> Vec<f64> {
+        value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+    };
+    let score = ["score", "alpha", "--text", "Once upon a time there was a little fox.", "--json", "-t", "1"];
+    let cut = ["--device", "0", "--gpu-layers", "6"];
+    let (cpu, both) = (json(&score), json(&[&score[..], &cut].concat()));
+    let (cpu, both) = (numbers(&cpu["logprobs"]), numbers(&both["logprobs"]));
+    assert!(cpu.len() > 5 && cpu.len() == both.len());
+    assert!(cpu.iter().zip(&both).all(|(a, b)| (a - b).abs() < 1e-3), "{cpu:?} {both:?}");
+
+    let readme = repository("README.md");
+    let perplexity =
+        ["perplexity", "alpha", "-f", readme.to_str().unwrap(), "--chunks", "1", "-c", "128", "--json"];
+    let (cpu, both) = (json(&perplexity), json(&[&perplexity[..], &cut].concat()));
+    let of = |value: &Value| value["perplexity"].as_f64().unwrap();
+    assert!((of(&cpu) / of(&both) - 1.0).abs() < 1e-3, "{cpu} {both}");
+
+    // Turns keep what both sides have of the conversation.
+    let chat = |more: &[&str]| {
+        let mut chat = nexaquant();
+        chat.args(["chat", "--temp", "0", "-n", "12", "-t", "1"]).args(more);
+        let output = chat.write_stdin("Hello!\nWhat is the sea?\n").assert().success().get_output().clone();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(chat(&cut), chat(&[]));
+}
+
+#[test]
+fn the_announced_scenario_runs_on_a_device_and_answers_the_same() {
+    if !has_device() {
         return;
     }
     let run = |more: &[&str]| json(&[&["m3", "--json", "-t", "1", "-n", "12", "--temp", "0"], more].concat());

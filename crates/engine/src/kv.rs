@@ -59,6 +59,16 @@ impl KvLayout {
         }
         Ok(Self { ty, head_dim, row_bytes, layers })
     }
+    /// The same with room for some layers only: the others take nothing.
+    pub fn only(&self, layers: &Range<usize>) -> Self {
+        let mut at = 0;
+        let ends = self.layers.windows(2).enumerate().map(|(layer, pair)| {
+            at += if layers.contains(&layer) { pair[1] - pair[0] } else { 0 };
+            at
+        });
+        let layers = std::iter::once(0).chain(ends).collect();
+        Self { layers, ..*self }
+    }
     /// Bytes of a page, a multiple of a cache line.
     pub fn page_bytes(&self) -> usize {
         self.layers[self.layers.len() - 1].next_multiple_of(64)

@@ -7,6 +7,7 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 use crate::weights::{WeightError, WeightTable};
 use nexaquant_gguf::Gguf;
 use nexaquant_kernels::{Isa, IsaError, Mode, Ops};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -157,12 +158,20 @@ impl Model {
             _ => self.0.file.path().file_stem().unwrap_or_default().to_string_lossy().into_owned(),
         }
     }
+    /// Layers, the head counted as one.
+    pub fn layers(&self) -> usize {
+        self.0.arch.units.len() - 1
+    }
+    /// Bytes of matrices that one decoded token reads whole in some of the units.
+    pub(crate) fn read_of(&self, units: Range<usize>) -> u64 {
+        self.0.arch.matrices_read(units).map(|id| self.0.weights.bytes(id)).sum()
+    }
     /// Bytes of weights that one decoded token reads: every matrix once, one row of a table that is only gathered from.
     pub fn weight_bytes_per_token(&self) -> u64 {
         let (arch, weights) = (&self.0.arch, &self.0.weights);
         let row = weights.bytes(arch.embedding) / arch.vocab.max(1) as u64;
         let vectors: usize = arch.vectors.iter().map(|v| v.len * 4).sum();
-        row + vectors as u64 + arch.matrices_read().map(|id| weights.bytes(id)).sum::<u64>()
+        row + vectors as u64 + self.read_of(0..arch.units.len())
     }
 }
 

@@ -10,7 +10,7 @@ use crate::kv::{KvCache, KvLayout, KvTypeError, PAGE};
 use crate::loader::Model;
 use crate::m3::{MemoryError, Placed, Tenancy};
 use crate::model::op::{Op, RopeTable, Slot};
-use crate::opencl::{DeviceError, DeviceSession, DeviceSizes, Gpu, OpenError};
+use crate::opencl::{DeviceError, DeviceSession, DeviceSizes, Gpu, OpenError, Share};
 use crate::threads::{Crew, Pool, Tuner, Worker};
 use crate::weights::Place;
 use nexaquant_kernels::{KvType, Ops};
@@ -126,6 +126,8 @@ pub struct Session {
     tenancy: Option<Tenancy>,
     /// Where another device computes.
     device: Option<Box<DeviceSession>>,
+    /// Units that the CPU computes, from the first: all of them where there is no device, none where that has them all.
+    host: usize,
     ops: Ops,
     ropes: Vec<RopeTable>,
     /// `None` before the first step and after [`Session::rest`].
@@ -167,6 +169,7 @@ impl Session {
             let (sizes, ropes) = (session.device_sizes(), session.ropes.clone());
             session.device = DeviceSession::placed(placed, session.kv.layout(), ropes, sizes).map(Box::new);
             if let Some(device) = &session.device {
+                session.host = 0;
                 (session.batch, session.outputs) = (device.sizes().batch, device.sizes().outputs);
             }
             return Ok(session);
@@ -191,11 +194,59 @@ impl Session {
         pool: &Pool,
         options: SessionOptions,
     ) -> Result<Self, SessionError> {
+        Self::divided(gpu, model, pool, options, usize::MAX)
+    }
+
+    /// Opens an empty session whose last `layers` layers are on a device, and the others, with the embedding, on the CPU over the
+    /// mapped file. The head counts as the last layer: 1 is the head alone. [`Model::layers`] and more are the whole model, 0 is
+    /// none of it. Each side has the keys and values of its own layers.
+    ///
+    /// # Errors
+    /// When either side has no room for its share.
+    pub fn divided(
+        gpu: &Gpu,
+        model: &Model,
+        pool: &Pool,
+        options: SessionOptions,
+        layers: usize,
+    ) -> Result<Self, SessionError> {
+        if layers == 0 {
+            return Self::new(model, pool, options);
+        }
         let mut session = Self::open(model, None, pool, options)?;
+        let share = Share::new(model, session.kv.layout(), layers);
         let (sizes, ropes) = (session.device_sizes(), session.ropes.clone());
-        let device = DeviceSession::whole(gpu, model, session.kv.layout(), ropes, sizes)?;
+        let device = DeviceSession::whole(gpu, model, &share, ropes, sizes)?;
         session.device = Some(Box::new(device));
+        session.host = share.first;
+        if session.host > 0 {
+            session.kv = KvCache::new(share.host_kv);
+            let sizes = session.sizes(session.batch, pool.threads());
+            session.scratch = Some(Scratch::new(&sizes)?);
+        }
         Ok(session)
+    }
+
+    /// How many layers a device has room for now, of a session [divided](Session::divided) with it.
+    pub(crate) fn room(
+        gpu: &Gpu,
+        model: &Model,
+        pool: &Pool,
+        options: SessionOptions,
+    ) -> Result<usize, SessionError> {
+        let session = Self::open(model, None, pool, options)?;
+        let fits = |layers: usize| -> Result<bool, SessionError> {
+            let share = Share::new(model, session.kv.layout(), layers);
+            let need = DeviceSession::need(gpu, model, &share, &session.ropes, session.device_sizes())?;
+            Ok(gpu.has_room(need))
+        };
+        // None needs no room; one more than all of them has none.
+        let (mut room, mut above) = (0, model.layers() + 1);
+        while room + 1 < above {
+            let half = room.midpoint(above);
+            if fits(half)? { room = half } else { above = half }
+        }
+        Ok(room)
     }
 
     fn device_sizes(&self) -> DeviceSizes {
@@ -217,6 +268,7 @@ impl Session {
             model: model.clone(),
             tenancy,
             device: None,
+            host: arch.units.len(),
             ops: model.ops(),
             ropes,
             scratch: None,
@@ -238,7 +290,9 @@ impl Session {
     /// What the buffers of a step take.
     fn sizes(&self, batch: usize, threads: usize) -> Sizes {
         let (model, kernel) = (&self.model, |id| self.model.weights().kernel(id));
-        let sizes = Sizes::new(model.architecture(), kernel, &self.ropes, (batch, self.outputs), threads);
+        // Logits are the device's where there is one.
+        let outputs = if self.device.is_some() { 1 } else { self.outputs };
+        let sizes = Sizes::new(model.architecture(), kernel, &self.ropes, (batch, outputs), threads);
         // Under a budget nothing grows unasked.
         let positions = if self.tenancy.is_some() { self.context.next_multiple_of(PAGE) } else { 0 };
         sizes.with_scores(positions)
@@ -262,10 +316,8 @@ impl Session {
     }
     /// Bytes of cache and activations held now.
     pub fn bytes(&self) -> usize {
-        if let Some(device) = &self.device {
-            return device.bytes();
-        }
-        self.kv.bytes() + self.scratch.as_ref().map_or(0, Scratch::bytes)
+        let device = self.device.as_ref().map_or(0, |device| device.bytes());
+        device + self.kv.bytes() + self.scratch.as_ref().map_or(0, Scratch::bytes)
     }
     /// Most tokens of one forward pass.
     pub fn batch(&self) -> usize {
@@ -328,9 +380,13 @@ impl Session {
 
     /// Appends one step's tokens and returns the likeliest token after them, where a device can tell without its logits coming
     /// back; `None` elsewhere, and nothing has happened then.
-    pub(crate) fn eval_best(&mut self, tokens: &[u32]) -> Result<Option<u32>, EvalError> {
+    pub(crate) fn eval_best(&mut self, pool: &mut Pool, tokens: &[u32]) -> Result<Option<u32>, EvalError> {
         self.check(tokens, self.tokens.len())?;
-        let Some(device) = &mut self.device else { return Ok(None) };
+        if self.device.is_none() {
+            return Ok(None);
+        }
+        self.on_host(pool, tokens, 0..0)?;
+        let Some(device) = &mut self.device else { unreachable!("looked for above") };
         let best = device.step_greedy(tokens, self.tokens.len())?;
         self.tokens.extend_from_slice(tokens);
         Ok(Some(best))
@@ -444,13 +500,23 @@ impl Session {
 
     /// One forward pass over at most a batch; the head runs for `outputs` (indices in `tokens`).
     fn step(&mut self, pool: &mut Pool, tokens: &[u32], outputs: Range<usize>) -> Result<(), EvalError> {
+        // The head is the device's where there is one.
+        let here = if self.device.is_some() { 0..0 } else { outputs.clone() };
+        self.on_host(pool, tokens, here)?;
         if let Some(device) = &mut self.device {
             device.step(tokens, self.tokens.len(), &outputs)?;
-            self.tokens.extend_from_slice(tokens);
+        }
+        self.tokens.extend_from_slice(tokens);
+        Ok(())
+    }
+
+    /// What the CPU does of a step. What it has made of the tokens goes to the device then, if that does the rest.
+    fn on_host(&mut self, pool: &mut Pool, tokens: &[u32], outputs: Range<usize>) -> Result<(), EvalError> {
+        if self.host == 0 {
             return Ok(());
         }
         self.prepare(pool.threads(), tokens.len())?;
-        let Some(scratch) = &self.scratch else { unreachable!("`prepare` has made it") };
+        let Some(scratch) = &mut self.scratch else { unreachable!("`prepare` has made it") };
         if let Some(tenancy) = &self.tenancy {
             tenancy.gather(tokens, &mut self.gathered)?;
         }
@@ -467,19 +533,21 @@ impl Session {
         let tuner = &mut self.tuners[usize::from(tokens.len() > 1)];
         let alone = tuner.crew() == Crew::Alone && !self.all_threads;
         let start = Instant::now();
-        run(&step, model, self.tenancy.as_ref(), &outputs, (pool, alone))?;
+        run(&step, self.host, model, self.tenancy.as_ref(), &outputs, (pool, alone))?;
         tuner.record(start.elapsed() / tokens.len() as u32);
-        if let Some(scratch) = &mut self.scratch {
-            finish(model, scratch, outputs.len())?;
+        finish(model, scratch, outputs.len())?;
+        if let Some(device) = &mut self.device {
+            device.set_residual(scratch.rows(Slot::X, 0..tokens.len()))?;
         }
-        self.tokens.extend_from_slice(tokens);
         Ok(())
     }
 }
 
-/// Runs a step on the workers of a pool, or on the caller `alone`; the head for `outputs` only.
+/// Runs the first `units` units of a step, all of them in a memory with a budget, on the workers of a pool or on the caller
+/// `alone`; the head for `outputs` only.
 fn run(
     step: &Step<'_>,
+    units: usize,
     model: &Model,
     tenancy: Option<&Tenancy>,
     outputs: &Range<usize>,
@@ -491,9 +559,9 @@ fn run(
         return tenancy.pass(step, outputs, run);
     }
     run(&|worker| {
-        let units = &step.arch.units;
-        for (i, unit) in units.iter().enumerate() {
-            let which = if i + 1 == units.len() { outputs.clone() } else { 0..step.tokens.len() };
+        let all = &step.arch.units;
+        for (i, unit) in all[..units].iter().enumerate() {
+            let which = if i + 1 == all.len() { outputs.clone() } else { 0..step.tokens.len() };
             if which.is_empty() {
                 continue;
             }

@@ -1,13 +1,17 @@
-//! Whole models on an OpenCL device: against recorded values and against the CPU. Any device will do, PoCL's too.
+//! Models on an OpenCL device, whole and divided with the CPU: against recorded values and against the CPU alone. Any device will
+//! do, PoCL's too.
 #![allow(clippy::unwrap_used)]
 
 mod device;
 
 use device::{gpu, pool, root};
 use nexaquant_engine::kernels::{KvType, Mode};
-use nexaquant_engine::opencl::GpuOptions;
-use nexaquant_engine::{LoadOptions, Model, Session, SessionOptions};
+use nexaquant_engine::opencl::{Gpu, GpuOptions, Measured, OpenError};
+use nexaquant_engine::sampler::SamplingParams;
+use nexaquant_engine::{GenerateOptions, generate};
+use nexaquant_engine::{LoadOptions, Model, Pool, Session, SessionError, SessionOptions};
 use serde_json::Value;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 fn json(path: &Path) -> Value {
@@ -58,13 +62,15 @@ fn trained_models_agree_with_the_reference_and_with_the_cpu() {
             let model = Model::load(&root().join(format!("models/{name}.gguf")), load).unwrap();
             let mut cpu = Session::new(&model, &pool(), options(mode, 512, 16)).unwrap();
             let expected = rows(&mut cpu, &ids);
-            for batch in [1, 16] {
-                let mut device =
-                    Session::on_device(&gpu, &model, &pool(), options(mode, 512, batch)).unwrap();
+            let half = model.layers() / 2;
+            for (batch, layers) in [(1, usize::MAX), (16, usize::MAX), (1, half), (16, half), (16, 1)] {
+                let sizes = options(mode, 512, batch);
+                let mut device = Session::divided(&gpu, &model, &pool(), sizes, layers).unwrap();
                 let got = rows(&mut device, &ids);
                 let (worst, mean) = differences(&got, &expected, &ids);
-                println!("{name} {mode:?} batch {batch}: to the CPU worst {worst:.1e}, mean {mean:.1e}");
-                assert!(worst < 1e-3 && mean < 1e-4, "{name} {mode:?} {batch}: {worst} {mean}");
+                let name = format!("{name} {mode:?}, batch {batch}, layers {layers}");
+                println!("{name}: to the CPU worst {worst:.1e}, mean {mean:.1e}");
+                assert!(worst < 1e-3 && mean < 1e-4, "{name}: {worst} {mean}");
                 if mode == Mode::Float {
                     let exact = floats(&case["next_logprob"]);
                     for i in 0..ids.len() - 1 {
@@ -104,17 +110,20 @@ fn every_architecture_and_feature_agrees_with_the_cpu() {
             let model = Model::load(&path, LoadOptions { activations: mode, isa: None }).unwrap();
             let mut cpu = Session::new(&model, &pool(), options(mode, context, 16)).unwrap();
             let expected = rows(&mut cpu, &ids);
-            for batch in [1, 16] {
-                let mut device =
-                    Session::on_device(&gpu, &model, &pool(), options(mode, context, batch)).unwrap();
+            // With the head and one layer on the device, each side has keys and values.
+            for (batch, layers) in [(1, usize::MAX), (16, usize::MAX), (1, 2), (16, 2)] {
+                let sizes = options(mode, context, batch);
+                let mut device = Session::divided(&gpu, &model, &pool(), sizes, layers).unwrap();
                 let (worst, mean) = differences(&rows(&mut device, &ids), &expected, &ids);
                 let name = path.file_stem().unwrap().to_string_lossy();
-                println!("{name} {mode:?} batch {batch}: worst {worst:.1e}, mean {mean:.1e}");
+                println!(
+                    "{name} {mode:?} batch {batch}, layers {layers}: worst {worst:.1e}, mean {mean:.1e}"
+                );
                 // Ternary products are exact. Those of other formats differ in the last bits, and where such a value is
                 // quantized in a tiny random model, one step of an activation moves everything after it.
                 let bounds = if mode == Mode::Float { (1e-4, 1e-5) } else { (6e-2, 3e-3) };
                 if worst > bounds.0 || mean > bounds.1 || !worst.is_finite() {
-                    wrong.push(format!("{name} {mode:?} {batch}: {worst:.1e}"));
+                    wrong.push(format!("{name} {mode:?} {batch} {layers}: {worst:.1e}"));
                 }
             }
         }
@@ -125,8 +134,6 @@ fn every_architecture_and_feature_agrees_with_the_cpu() {
 /// The text of a greedy answer, found through the logits and chosen on the device.
 #[test]
 fn greedy_answers_are_those_of_the_cpu_on_every_path() {
-    use nexaquant_engine::sampler::SamplingParams;
-    use nexaquant_engine::{GenerateOptions, generate};
     let one_launch = GpuOptions { groups: 1, persistent: Some(true), ..GpuOptions::default() };
     let (Some(launches), Some(one_launch)) = (gpu(GpuOptions::default()), gpu(one_launch)) else { return };
     for name in ["alpha", "beta", "gamma", "delta"] {
@@ -135,21 +142,133 @@ fn greedy_answers_are_those_of_the_cpu_on_every_path() {
             .tokenizer()
             .encode("Tell me about the sea.", nexaquant_engine::tokenizer::Special::AsText)
             .unwrap();
-        let options = GenerateOptions {
-            sampling: SamplingParams::greedy(),
-            max_tokens: Some(40),
-            ..GenerateOptions::default()
-        };
-        let answer = |mut session: Session| {
-            generate(&mut session, &mut pool(), &prompt, &options, |_| std::ops::ControlFlow::Continue(()))
-                .unwrap()
-                .tokens
-        };
+        let answer = |mut session: Session| greedy(&mut session, &prompt, 40);
         let sizes = SessionOptions { context: 256, ..SessionOptions::default() };
         let expected = answer(Session::new(&model, &pool(), sizes).unwrap());
         for gpu in [&launches, &one_launch] {
             let got = answer(Session::on_device(gpu, &model, &pool(), sizes).unwrap());
             assert_eq!(got, expected, "{name} on {}", gpu.path());
+            let layers = model.layers() / 2;
+            let got = answer(Session::divided(gpu, &model, &pool(), sizes, layers).unwrap());
+            assert_eq!(got, expected, "{name}, {layers} layers on {}", gpu.path());
         }
     }
+}
+
+/// The tokens of a greedy answer, which a device chooses itself.
+fn greedy(session: &mut Session, prompt: &[u32], tokens: usize) -> Vec<u32> {
+    let options = GenerateOptions {
+        sampling: SamplingParams::greedy(),
+        max_tokens: Some(tokens),
+        ignore_end: true,
+        ..GenerateOptions::default()
+    };
+    generate(session, &mut pool(), prompt, &options, |_| ControlFlow::Continue(())).unwrap().tokens
+}
+
+/// Tokens that look like a text's.
+fn some_tokens(model: &Model, n: usize) -> Vec<u32> {
+    (0..n).map(|i| (i * 7919 % model.architecture().vocab) as u32).collect()
+}
+
+#[test]
+fn every_cut_gives_the_same_answer_after_prompts_of_any_length() {
+    let Some(gpu) = gpu(GpuOptions::default()) else { return };
+    let model = device::model("alpha");
+    let sizes = SessionOptions { context: 128, batch: 16, ..SessionOptions::default() };
+    for length in [1, 2, 15, 16, 17, 70] {
+        let prompt = some_tokens(&model, length);
+        let expected = greedy(&mut Session::new(&model, &pool(), sizes).unwrap(), &prompt, 12);
+        for layers in (0..=model.layers() + 1).chain([usize::MAX]) {
+            let mut session = Session::divided(&gpu, &model, &pool(), sizes, layers).unwrap();
+            assert_eq!(session.device_path().is_some(), layers > 0);
+            assert_eq!(greedy(&mut session, &prompt, 12), expected, "{length} tokens, {layers} layers");
+        }
+    }
+}
+
+/// What is forgotten, kept and computed anew is the same on both sides of a cut: a session in pieces beside one on the CPU.
+#[test]
+fn both_sides_forget_and_keep_the_same_tokens() {
+    let Some(gpu) = gpu(GpuOptions::default()) else { return };
+    let (model, mut pool) = (device::model("alpha"), pool());
+    let sizes = SessionOptions { context: 160, batch: 16, all_threads: true, ..SessionOptions::default() };
+    let text = some_tokens(&model, 150);
+    for layers in [1, 2, model.layers() - 1] {
+        let mut cpu = Session::new(&model, &pool, sizes).unwrap();
+        let mut cut = Session::divided(&gpu, &model, &pool, sizes, layers).unwrap();
+        let mut same = |name: &str, act: &mut dyn FnMut(&mut Session, &mut Pool) -> Vec<f32>| {
+            let (expected, got) = (act(&mut cpu, &mut pool), act(&mut cut, &mut pool));
+            assert_eq!(cpu.tokens(), cut.tokens(), "{name}, {layers} layers");
+            let next = argmax(&expected) as u32;
+            let off = (log_softmax(&expected, next) - log_softmax(&got, next)).abs();
+            assert!(off < 1e-3 && argmax(&got) as u32 == next, "{name}, {layers} layers: {off}");
+        };
+        same("a prompt", &mut |s, pool| s.eval(pool, &text[..75]).unwrap().to_vec());
+        same("one more", &mut |s, pool| s.eval(pool, &text[3..4]).unwrap().to_vec());
+        same("back into the middle of a page", &mut |s, pool| {
+            s.truncate(41);
+            s.eval(pool, &text[100..103]).unwrap().to_vec()
+        });
+        same("tokens whose logits nobody wants", &mut |s, pool| {
+            s.extend(pool, &text[60..90]).unwrap();
+            s.eval(pool, &text[..1]).unwrap().to_vec()
+        });
+        same("another prompt that begins alike", &mut |s, pool| {
+            let prompt = [&text[..41], &text[80..110]].concat();
+            let (kept, logits) = s.set(pool, &prompt).unwrap();
+            assert_eq!(kept, 41);
+            logits.to_vec()
+        });
+        same("a rest", &mut |s, pool| {
+            s.rest();
+            s.eval(pool, &text[..2]).unwrap().to_vec()
+        });
+        same("from the start", &mut |s, pool| {
+            s.truncate(0);
+            s.eval(pool, &text).unwrap().to_vec()
+        });
+        // A step that fails on the device has not happened on the CPU either.
+        for command in 1..4 {
+            gpu.fail_at(command);
+            assert!(cut.eval(&mut pool, &text[..1]).is_err(), "command {command}");
+            gpu.fail_at(0);
+            assert_eq!(cut.tokens(), text);
+        }
+        let expected = argmax(cpu.eval(&mut pool, &text[5..6]).unwrap());
+        assert_eq!(argmax(cut.eval(&mut pool, &text[5..6]).unwrap()), expected, "{layers} layers");
+        let full = cut.eval(&mut pool, &text).unwrap_err().to_string();
+        assert!(full.contains("301 tokens do not fit a context of 160"), "{full}");
+    }
+}
+
+/// A device with little memory: as many layers as fit, and not one more.
+#[test]
+fn a_device_gets_as_many_layers_as_it_has_room_for() {
+    let Some(gpu) = gpu(GpuOptions::default()) else { return };
+    let (model, mut pool) = (device::model("alpha"), pool());
+    let sizes = SessionOptions { context: 64, batch: 4, ..SessionOptions::default() };
+    let mut rooms = Vec::new();
+    for piece in [4 << 10, 1 << 20, 2 << 20, 3 << 20, 4 << 20, 64 << 20] {
+        let mut found = gpu.found().clone();
+        found.piece = piece;
+        let small = Gpu::open(&found, GpuOptions { no_cache: false, ..GpuOptions::default() }).unwrap();
+        let measured = Measured::now(&small, &model, &mut pool, sizes).unwrap();
+        assert!(measured.host_rate > 0.0 && measured.device_rate > 0.0, "{measured:?}");
+        let room = measured.room;
+        println!("{piece} bytes: {measured:?}");
+        let mut session = Session::divided(&small, &model, &pool, sizes, room).unwrap();
+        let expected = greedy(&mut Session::new(&model, &pool, sizes).unwrap(), &[1, 2, 3], 5);
+        assert_eq!(greedy(&mut session, &[1, 2, 3], 5), expected, "{piece} bytes, {room} layers");
+        if room < model.layers() {
+            let error = Session::divided(&small, &model, &pool, sizes, room + 1).unwrap_err();
+            let text = error.to_string();
+            let fits = matches!(error, SessionError::Device(OpenError::TooBig { need, .. }) if need > piece);
+            assert!(fits && text.contains("--gpu-layers auto"), "{text}");
+        }
+        rooms.push(room);
+    }
+    assert!(rooms.is_sorted(), "{rooms:?}");
+    assert_eq!((rooms[0], rooms[rooms.len() - 1]), (0, model.layers()), "{rooms:?}");
+    assert!(rooms.iter().any(|room| (2..model.layers()).contains(room)), "{rooms:?}");
 }

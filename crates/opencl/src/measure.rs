@@ -35,39 +35,56 @@ pub struct Rates {
     pub page_in: Vec<PageIn>,
 }
 
+const MEASURE: &str = include_str!("measure.cl");
+
+/// The median time of some runs, after one that is not counted.
+fn timed(run: &dyn Fn() -> Result<(), Error>, times: usize) -> Result<Duration, Error> {
+    run()?;
+    let once = || {
+        let start = Instant::now();
+        run().map(|()| start.elapsed())
+    };
+    Ok(median((0..times).map(|_| once()).collect::<Result<_, _>>()?))
+}
+
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();
     times[times.len() / 2]
 }
 
 impl Device {
+    fn measured_group(&self) -> usize {
+        if self.found().gpu { 256.min(self.found().group) } else { 1 }
+    }
+
+    /// Bytes a second that a kernel reads, the median of `times` runs over up to `most` bytes, and how many bytes those were.
+    ///
+    /// # Errors
+    /// When it has no memory to spare, or fails.
+    pub fn read_rate(&self, most: usize, times: usize) -> Result<(f64, usize), Error> {
+        let found = self.found();
+        let kernels = self.kernels(MEASURE, "", &["scan"])?;
+        let (queue, out) = (self.queue()?, self.buffer(64)?);
+        // A driver for CPUs is spared.
+        let most = if found.gpu { most } else { 64 << 20 };
+        let bytes = most.min(found.piece as usize / 2);
+        let memory = self.buffer(bytes)?;
+        queue.zero(&memory, 0..bytes)?;
+        let args = [Arg::Buffer(&memory), Arg::U32((bytes / 16) as u32), Arg::Buffer(&out)];
+        let groups = found.units as usize * if found.gpu { 16 } else { 1 };
+        let run = || queue.launch(&kernels[0], &args, groups, self.measured_group(), &[])?.wait();
+        Ok((bytes as f64 / timed(&run, times)?.as_secs_f64(), bytes))
+    }
+
     /// Measures it, in about a second. Needs some memory of it for that long.
     pub fn measure(&self) -> Result<Rates, Error> {
         let found = self.found();
-        let names = ["scan", "nothing", "meet"];
-        let kernels = self.kernels(include_str!("measure.cl"), "", &names)?;
-        let [scan, nothing, meet] = &kernels[..] else { unreachable!("three names, three kernels") };
+        let kernels = self.kernels(MEASURE, "", &["nothing", "meet"])?;
+        let [nothing, meet] = &kernels[..] else { unreachable!("two names, two kernels") };
         let (queue, out) = (self.queue()?, self.buffer(64)?);
         queue.zero(&out, 0..64)?;
-
-        // A driver for CPUs is spared.
-        let most = if found.gpu { 2 << 30 } else { 64 << 20 };
-        let read_bytes = most.min(found.piece as usize / 2);
-        let memory = self.buffer(read_bytes)?;
-        queue.zero(&memory, 0..read_bytes)?;
-        let size = if found.gpu { 256.min(found.group) } else { 1 };
-        let groups = found.units as usize * if found.gpu { 16 } else { 1 };
-        let args = [Arg::Buffer(&memory), Arg::U32((read_bytes / 16) as u32), Arg::Buffer(&out)];
-        let timed = |run: &dyn Fn() -> Result<(), Error>, times: usize| -> Result<Duration, Error> {
-            run()?;
-            let once = || {
-                let start = Instant::now();
-                run().map(|()| start.elapsed())
-            };
-            Ok(median((0..times).map(|_| once()).collect::<Result<_, _>>()?))
-        };
-        let time = timed(&|| queue.launch(scan, &args, groups, size, &[])?.wait(), 9)?;
-        let read = read_bytes as f64 / time.as_secs_f64();
+        let (read, read_bytes) = self.read_rate(2 << 30, 9)?;
+        let (memory, size) = (self.buffer(read_bytes)?, self.measured_group());
 
         let args = [Arg::Buffer(&out), Arg::U32(0)];
         let many = 200u32;

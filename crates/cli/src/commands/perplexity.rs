@@ -41,7 +41,7 @@ pub fn perplexity(args: &PerplexityArgs) -> Result<(), Failure> {
     let chunks = (tokens.len() / chunk).min(args.chunks.map_or(usize::MAX, |n| n as usize));
 
     let session = SessionOptions { context, ..options.scoring_session(0) };
-    let mut session = engine::session(&model, &pool, &options, session)?;
+    let mut session = engine::session(&model, &mut pool, &options, session)?;
     let mut sum = Sum::default();
     let start = Instant::now();
     for (i, tokens) in tokens.chunks_exact(chunk).take(chunks).enumerate() {

@@ -20,7 +20,7 @@ pub fn score(args: ScoreArgs) -> Result<(), Failure> {
     if tokens.is_empty() {
         return Err(Failure::input("there are no tokens to score"));
     }
-    let mut session = engine::session(&model, &pool, &options, options.scoring_session(tokens.len()))?;
+    let mut session = engine::session(&model, &mut pool, &options, options.scoring_session(tokens.len()))?;
 
     let (mut logprobs, mut top1) = (Vec::with_capacity(tokens.len()), Vec::with_capacity(tokens.len()));
     let mut wrong = None;

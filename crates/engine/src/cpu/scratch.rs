@@ -219,8 +219,13 @@ impl Scratch {
 
     /// A row of a slot, between two steps.
     pub(crate) fn row(&mut self, slot: Slot, row: usize) -> &mut [f32] {
+        self.rows(slot, row..row + 1)
+    }
+
+    /// Rows of a slot, one behind another, between two steps.
+    pub(crate) fn rows(&mut self, slot: Slot, rows: Range<usize>) -> &mut [f32] {
         let Buffer { width, data } = &mut self.slots[slot as usize];
-        &mut data.as_mut()[row * *width..(row + 1) * *width]
+        &mut data.as_mut()[rows.start * *width..rows.end * *width]
     }
 
     /// Bytes held.

@@ -192,7 +192,7 @@ impl Answer {
         // Where nothing needs the logits, a device may find the token itself.
         let greedy =
             self.sampler.takes_the_largest() && self.log_probs.is_none() && self.constraint.is_none();
-        let best = if last && greedy { session.eval_best(tokens)? } else { None };
+        let best = if last && greedy { session.eval_best(pool, tokens)? } else { None };
         match best {
             Some(_) => {}
             None if last => drop(session.eval(pool, tokens)?),

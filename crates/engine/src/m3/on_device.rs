@@ -10,6 +10,7 @@ use super::source::Source;
 use crate::loader::Model;
 use crate::model::op::{MatrixId, Op};
 use crate::opencl::{DeviceError, DeviceModel, Gpu, least_session};
+use nexaquant_kernels::KvType;
 use nexaquant_residency::{Bytes, Class, Size, State, UnitId};
 use std::sync::Arc;
 
@@ -27,8 +28,7 @@ impl Memory {
 
     fn in_arena(gpu: &Gpu, options: MemoryOptions, whole: bool) -> Result<Self, MemoryError> {
         let found = gpu.found();
-        // Its addresses count lines of 16 bytes with 32 bits.
-        let most = found.piece.min(16 << 32);
+        let most = gpu.most();
         if options.budget < ALIGN {
             return Err(MemoryError::NoBudget { budget: options.budget, least: ALIGN });
         }
@@ -60,9 +60,7 @@ impl Memory {
     /// # Errors
     /// As [`Memory::on_device`].
     pub(crate) fn whole(gpu: &Gpu, device: DeviceModel, session: u64) -> Result<Placed, MemoryError> {
-        let parts: u64 = device.parts.iter().map(|part| part.bytes).sum();
-        let budget = parts + (device.fixed_bytes() as u64).next_multiple_of(ALIGN) + session;
-        let memory = Self::in_arena(gpu, MemoryOptions::new(budget), true)?;
+        let memory = Self::in_arena(gpu, MemoryOptions::new(device.bytes() + session), true)?;
         let Site::Device { arena, .. } = &memory.0.site else { unreachable!("made on a device") };
         let (name, source) = (device.model.name(), memory.open_source(&device.model)?);
         memory.place(&mut memory.lock(), arena, &name, device, source)
@@ -91,7 +89,9 @@ impl Memory {
         let room = room.saturating_sub(Bytes(fixed)).saturating_sub(least_session(&arena.gpu, model));
         let two = room.0 / 2 / grid.block as u64;
         let most = two.clamp(1, u64::from(layer)).max(all / MOST_PARTS);
-        let device = DeviceModel::new(&arena.gpu, model, cut(arch, weights, grid, most as u32)?, true)?;
+        let device = DeviceModel::new(&arena.gpu, model, cut(arch, weights, grid, most as u32)?, true);
+        // A device that cannot compile the program says so now.
+        device.kernel(KvType::F16, true)?;
         device.pack().map_err(|(part, reason)| MemoryError::Read {
             model: model.name(),
             part: device.parts[part].name.clone(),
@@ -129,23 +129,25 @@ impl Memory {
     }
 }
 
-/// A model that is to stay as a whole, its embedding table included.
+/// A model that is to stay from unit `first` on; its embedding table, too, if that is 0.
 ///
 /// # Errors
-/// When the device cannot compile the program for it.
-pub(crate) fn whole(gpu: &Gpu, model: &Model) -> Result<DeviceModel, MemoryError> {
+/// When a row is too long to be counted.
+pub(crate) fn whole(gpu: &Gpu, model: &Model, first: usize) -> Result<DeviceModel, MemoryError> {
     let (arch, weights) = (model.architecture(), model.weights());
+    // A part for each unit but the embedding.
     let mut parts = cut(arch, weights, Grid { block: usize::MAX / 2, align: 1 }, 1)?;
+    parts.drain(..first.saturating_sub(1));
     let table = arch.embedding;
     let multiplies = |op: &Op| match op {
         Op::MatMul { products, .. } => products.iter().any(|product| product.matrix == table),
         _ => false,
     };
-    if !parts.iter().any(|part| part.ops.iter().any(multiplies)) {
+    if first == 0 && !parts.iter().any(|part| part.ops.iter().any(multiplies)) {
         let rows = arch.matrices[table.0].rows;
         parts.push(Part::table("embedding", table, rows, weights.bytes(table)));
     }
-    Ok(DeviceModel::new(gpu, model, parts, false)?)
+    Ok(DeviceModel::new(gpu, model, parts, false))
 }
 
 impl Core {

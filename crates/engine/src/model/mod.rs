@@ -13,6 +13,7 @@ mod tensors;
 use hparams::HParams;
 use op::{MatrixId, Op, RopeTable, Slot, Unit, VectorId, View};
 use spec::ArchSpec;
+use std::ops::Range;
 pub use tensors::{Matrix, Vector};
 
 /// Why a file is not a model that runs.
@@ -154,9 +155,9 @@ impl Architecture {
         width
     }
 
-    /// The matrices that one decoded token reads whole (all but a table that is only gathered from).
-    pub fn matrices_read(&self) -> impl Iterator<Item = MatrixId> + '_ {
-        self.units
+    /// The matrices that one decoded token reads whole in some of the units (all but a table that is only gathered from).
+    pub fn matrices_read(&self, units: Range<usize>) -> impl Iterator<Item = MatrixId> + '_ {
+        self.units[units]
             .iter()
             .flat_map(|u| &u.ops)
             .flat_map(|op| match op {

@@ -61,6 +61,14 @@ impl Gpu {
     pub fn found(&self) -> &Found {
         self.device.found()
     }
+    /// Most bytes of one memory on it: its addresses count lines of 16 bytes with 32 bits.
+    pub(crate) fn most(&self) -> u64 {
+        self.found().piece.min(16 << 32)
+    }
+    /// Whether it has room for so many bytes now.
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        bytes <= self.most() && self.device.buffer(bytes as usize).is_ok()
+    }
     /// Measures what it does at best.
     ///
     /// # Errors

@@ -8,6 +8,7 @@
 //! | `gpu.rs` | an open device: how its work is cut, and how a table is run on it |
 //! | `model.rs` | a model in the device's form, part by part |
 //! | `layout.rs`, `session.rs` | one sequence in a device's memory: its buffers, and its steps |
+//! | `placement.rs` | which layers a device has, and which the CPU |
 //!
 //! A *phase* is what all work-groups do before they meet. Where they can meet on the device (an NVIDIA GPU, one work-group
 //! a compute unit), a whole step is one launch; elsewhere each phase is a launch of its own. Both run the same table.
@@ -18,6 +19,7 @@ mod gpu;
 mod layout;
 mod model;
 mod phase;
+mod placement;
 mod session;
 mod source;
 #[cfg(test)]
@@ -27,5 +29,7 @@ pub use gpu::{Gpu, GpuOptions};
 pub(crate) use layout::{Sizes as DeviceSizes, least_session};
 pub(crate) use model::DeviceModel;
 pub use nexaquant_opencl::{Choice, Error as DeviceError, Found, PageIn, Rates, advice, choose, find};
+pub(crate) use placement::Share;
+pub use placement::{Measured, Placement};
 pub(crate) use session::DeviceSession;
 pub use session::OpenError;

@@ -80,9 +80,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl DeviceModel {
-    /// Sees what the device makes of the parts, and compiles the program. `keep`: parts come and go, so that they stay in host
-    /// memory.
-    pub fn new(gpu: &Gpu, model: &Model, mut parts: Vec<Part>, keep: bool) -> Result<Self, Error> {
+    /// Sees what the device makes of the parts. `keep`: parts come and go, so that they stay in host memory.
+    pub fn new(gpu: &Gpu, model: &Model, mut parts: Vec<Part>, keep: bool) -> Self {
         let (weights, file) = (model.weights(), model.file());
         let matrices: Vec<OnDevice> = (0..model.architecture().matrices.len())
             .map(|i| {
@@ -122,11 +121,7 @@ impl DeviceModel {
         let images = Mutex::new(vec![None; parts.len()]);
         let (model, parts, fixed) = (model.clone(), parts.into(), OnceLock::new());
         let kernels = Mutex::new(HashMap::new());
-        let this =
-            Self { gpu: gpu.clone(), model, matrices, parts, pieces, table, fixed, kernels, images, keep };
-        // A device that cannot compile it says so now.
-        this.kernel(KvType::F16, true)?;
-        Ok(this)
+        Self { gpu: gpu.clone(), model, matrices, parts, pieces, table, fixed, kernels, images, keep }
     }
 
     /// The kernel of steps of one token (`single`) or of several, compiled when it is first asked for. Its arguments are one
@@ -146,6 +141,11 @@ impl DeviceModel {
         let kernel = Arc::new(Mutex::new(self.gpu.kernel(&traits, single)?));
         kernels.insert((kv_code(kv), single), Arc::clone(&kernel));
         Ok(kernel)
+    }
+
+    /// Bytes of everything.
+    pub fn bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.bytes).sum::<u64>() + self.fixed_bytes() as u64
     }
 
     /// Bytes of the vectors and the table of addresses, as [`DeviceModel::place`] lays them out.

@@ -5,6 +5,7 @@ use super::gpu::{Gpu, Numbers, Runner};
 use super::layout::{Layout, Sizes};
 use super::model::DeviceModel;
 use super::phase::{NONE, Phase, WORDS};
+use super::placement::Share;
 use crate::kv::{KvLayout, PAGE};
 use crate::loader::Model;
 use crate::m3::{DeviceArena, Handle, Memory, MemoryError, Placed, Region, Stopped, Tenancy, whole};
@@ -69,7 +70,7 @@ pub enum OpenError {
     Memory(Box<MemoryError>),
     /// More than the device gives, or than addresses reach.
     #[error(
-        "the model, its cache and its buffers need {need} bytes; {device} gives {piece} in one piece; lower --ctx, use a smaller model, or let it stream with --budget"
+        "the model, its cache and its buffers need {need} bytes; {device} gives {piece} in one piece; lower --ctx, keep more layers on the CPU (--gpu-layers auto sees how many fit), or let it stream with --budget"
     )]
     TooBig {
         /// Bytes needed.
@@ -93,27 +94,33 @@ impl From<MemoryError> for OpenError {
     }
 }
 
+/// What a session takes of a device beside the model, where all of that stays.
+fn beside(gpu: &Gpu, device: &DeviceModel, kv: &KvLayout, ropes: &[RopeTable], sizes: Sizes) -> u64 {
+    let layout = Layout::new(gpu, &device.model, ropes, sizes, false);
+    // A page has a place even if the device has no layer but the head.
+    let pages = sizes.context.div_ceil(PAGE) * kv.page_bytes().next_multiple_of(256).max(256);
+    let angles: usize = ropes.iter().map(|t| angles_bytes(t, sizes.context)).sum();
+    // Their number does not depend on where they lie.
+    let tables: usize = [true, false]
+        .into_iter()
+        .map(|single| plan(gpu, device, kv, &layout, &vec![0; ropes.len()], single).phases.len())
+        .map(|phases| (phases * WORDS * 4).next_multiple_of(256))
+        .sum();
+    (layout.bytes + tables + pages + angles) as u64
+}
+
 impl DeviceSession {
-    /// A session with a memory of its own, in which the whole model stays.
+    /// A session with a memory of its own, in which the device's share of the model stays.
     pub fn whole(
         gpu: &Gpu,
         model: &Model,
-        kv: &KvLayout,
+        share: &Share,
         ropes: Vec<RopeTable>,
         sizes: Sizes,
     ) -> Result<Self, OpenError> {
-        let device = whole(gpu, model)?;
-        let layout = Layout::new(gpu, model, &ropes, sizes, false);
-        let pages = sizes.context.div_ceil(PAGE) * kv.page_bytes().next_multiple_of(256);
-        let angles: usize = ropes.iter().map(|t| angles_bytes(t, sizes.context)).sum();
-        // Their number does not depend on where they lie.
-        let tables: usize = [true, false]
-            .into_iter()
-            .map(|single| plan(gpu, &device, kv, &layout, &vec![0; ropes.len()], single).phases.len())
-            .map(|phases| (phases * WORDS * 4).next_multiple_of(256))
-            .sum();
-        let session = layout.bytes + tables + pages + angles;
-        let placed = Memory::whole(gpu, device, session as u64)?;
+        let (device, kv) = (whole(gpu, model, share.first)?, &share.kv);
+        let session = beside(gpu, &device, kv, &ropes, sizes);
+        let placed = Memory::whole(gpu, device, session)?;
         let mut this = Self::new(placed.enter(), kv, ropes, sizes);
         let mut bytes = Vec::new();
         let mut lines = Vec::new();
@@ -138,6 +145,18 @@ impl DeviceSession {
             Stopped::Device(error) => OpenError::Device(error),
         })?;
         Ok(this)
+    }
+
+    /// Bytes that such a session and its share take of the device.
+    pub fn need(
+        gpu: &Gpu,
+        model: &Model,
+        share: &Share,
+        ropes: &[RopeTable],
+        sizes: Sizes,
+    ) -> Result<u64, OpenError> {
+        let device = whole(gpu, model, share.first)?;
+        Ok(device.bytes() + beside(gpu, &device, &share.kv, ropes, sizes))
     }
 
     /// A session of a model in a memory with a budget.
@@ -203,6 +222,14 @@ impl DeviceSession {
             return Vec::new();
         }
         bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+    }
+    /// Begins a step whose first layers the host has computed: their result, a row a token.
+    pub fn set_residual(&mut self, rows: &[f32]) -> Result<(), Error> {
+        let Some(scratch) = &self.scratch else { unreachable!("kept where the whole share stays") };
+        let at = scratch.layout.slots[Slot::X as usize].0 as usize * 16;
+        self.raw.clear();
+        self.raw.extend(rows.iter().flat_map(|x| x.to_le_bytes()));
+        self.arena.compute().write(&self.arena.buffer, at, &self.raw)
     }
     /// Gives up the buffers until the next step.
     pub fn rest(&mut self) {

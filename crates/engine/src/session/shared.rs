@@ -224,7 +224,7 @@ impl Buffers {
         let all_threads = members.iter().any(|member| member.session.all_threads);
         let alone = tuner.crew() == Crew::Alone && !all_threads;
         let start = Instant::now();
-        run(&step, model, session.tenancy.as_ref(), &outputs, (pool, alone))?;
+        run(&step, session.host, model, session.tenancy.as_ref(), &outputs, (pool, alone))?;
         tuner.record(start.elapsed() / n as u32);
         finish(model, scratch, outputs.len())?;
         for member in members {

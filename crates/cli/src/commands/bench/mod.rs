@@ -95,6 +95,7 @@ fn models(args: &BenchArgs) -> Result<(), Failure> {
         // What it compares with is the CPU's.
         device: "cpu".to_owned(),
         gpu: GpuOptions::default(),
+        gpu_layers: None,
     };
     let bench = Bench::new(engine, &subjects)?;
     for _ in 0..args.repeat {

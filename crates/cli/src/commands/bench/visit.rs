@@ -85,7 +85,7 @@ impl Bench {
         let mut pool = Pool::new(nexaquant_engine::PoolOptions { threads: Some(cell.threads), pin })
             .map_err(|error| engine::threads(&error))?;
         let session = SessionOptions { context: 0, all_threads: true, ..options.session(0) };
-        let mut session = engine::session(model, &pool, &options, session)?;
+        let mut session = engine::session(model, &mut pool, &options, session)?;
         match cell.kind {
             Kind::Prompt(n) => {
                 let tokens_per_s = prompt(&mut session, &mut pool, n)?;
