@@ -376,6 +376,11 @@ impl Engine {
         Ok(())
     }
 
+    /// Gives up the keys and values that are kept of requests that are over, of all models: room for something else.
+    pub fn forget_kept(&self) {
+        self.forget(None);
+    }
+
     /// Waits until what is kept of requests that are over is given up, of one model or all.
     fn forget(&self, seat: Option<Seat>) {
         let (reply, done) = channel();
@@ -444,11 +449,14 @@ impl Engine {
         self.taken.load(Acquire)
     }
 
-    /// Evicts what is in memory of a model and not pinned, between two passes. It comes back when it is asked.
+    /// Evicts what is in memory of a model and not pinned, between two passes, and gives up what is kept of its requests that are
+    /// over. It comes back when it is asked.
     pub fn unload(&self, name: &str) -> Result<(), SubmitError> {
         let (reply, answer) = channel();
         self.send(Command::Unload(name.to_owned(), reply))?;
-        answer.recv().map_err(|_| SubmitError::Stopped)?.map_err(SubmitError::Memory)
+        answer.recv().map_err(|_| SubmitError::Stopped)?.map_err(SubmitError::Memory)?;
+        self.forget(Some(self.seat(name).map_err(SubmitError::Memory)?));
+        Ok(())
     }
 
     /// Changes the budget between two passes, evicting as needed; all or nothing.

@@ -29,16 +29,23 @@ async fn bring_in(app: &App, name: String) -> Result<(), ApiError> {
     aside(app, move |app| {
         let memory = app.memory()?;
         let placed = memory.get(&name)?;
-        let books = memory.books();
-        let others = books.used().0.saturating_sub(books.of(nexaquant_engine::m3::Class::Weights).0);
-        let mut room = books.budget.0.saturating_sub(others);
-        let fits = placed.parts().take_while(|(_, _, bytes)| {
-            let fits = *bytes <= room;
-            room = room.saturating_sub(*bytes);
-            fits
-        });
-        let n = fits.count() as u32;
-        Ok(placed.load(Pin::Head(n))?)
+        let fit = || {
+            let books = memory.books();
+            let others = books.used().0.saturating_sub(books.of(nexaquant_engine::m3::Class::Weights).0);
+            let mut room = books.budget.0.saturating_sub(others);
+            let fits = placed.parts().take_while(|(_, _, bytes)| {
+                let fits = *bytes <= room;
+                room = room.saturating_sub(*bytes);
+                fits
+            });
+            fits.count()
+        };
+        let mut n = fit();
+        if n < placed.parts().count() {
+            app.engine.forget_kept();
+            n = fit();
+        }
+        Ok(placed.load(Pin::Head(n as u32))?)
     })
     .await
 }

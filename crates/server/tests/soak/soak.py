@@ -24,7 +24,7 @@ QUESTIONS = ("What is your name?", "Tell me about the sea.", "Where do birds sle
 CHAT = "/v1/chat/completions"
 BUDGET = 12_000_000
 # The server's own defaults: those that compute, and those that wait.
-CAPACITY = 8 + 64
+CAPACITY = 16 + 64
 failed = 0
 
 
@@ -53,15 +53,24 @@ class Server:
             client.close()
 
     async def quiet(self, seconds=20):
-        """Waits until nobody is inside and nothing but weights is held."""
+        """Waits until nobody is inside. Then nothing is held but weights and what is kept for questions that begin alike, and that
+        goes with its model."""
         end = time.monotonic() + seconds
         while True:
             ledger = (await self.get("/v1/m3/residency")).json()["ledger"]
-            left = {name: ledger[name] for name in ("running", "waiting", "kv", "scratch") if ledger[name]}
+            left = {name: ledger[name] for name in ("running", "waiting", "scratch") if ledger[name]}
             if not left:
-                return ledger
+                break
             assert time.monotonic() < end, f"still there: {left}"
             await asyncio.sleep(0.05)
+        for name in NAMES:
+            client = Client(self.port)
+            gone = await client.ask(f"/v1/m3/models/{name}/unload", {})
+            assert gone.status == 200, gone
+            client.close()
+        ledger = gone.json()["ledger"]
+        assert not any(ledger[name] for name in ("kv", "scratch")), f"still there: {ledger}"
+        return ledger
 
 
 def chat(model, question=QUESTIONS[0], tokens=20, **more):
