@@ -122,6 +122,8 @@ pub(super) struct Numbers {
     /// Tokens whose logits are wanted.
     pub outputs: (u32, u32),
     pub splits: u32,
+    /// How many of the likeliest tokens to find after the head; 0: the likeliest alone.
+    pub best: u32,
 }
 
 impl Runner<'_> {
@@ -164,6 +166,7 @@ impl Runner<'_> {
             Arg::U32(n.outputs.0),
             Arg::U32(n.outputs.1),
             Arg::U32(n.splits),
+            Arg::U32(n.best),
             Arg::Buffer(self.sync),
             Arg::Local(self.local),
         ];
