@@ -48,15 +48,25 @@ pub fn session(
     engine: &options::Engine,
     session: SessionOptions,
 ) -> Result<Session, Failure> {
-    let gpu = gpu(engine)?;
-    let Some(budget) = engine.budget else {
+    session_on(gpu(engine)?.as_ref(), model, pool, engine.budget, session)
+}
+
+/// The same on a device that is open already, or on the CPU.
+pub fn session_on(
+    gpu: Option<&Gpu>,
+    model: &Model,
+    pool: &Pool,
+    budget: Option<u64>,
+    session: SessionOptions,
+) -> Result<Session, Failure> {
+    let Some(budget) = budget else {
         let session = match gpu {
-            Some(gpu) => Session::on_device(&gpu, model, pool, session),
+            Some(gpu) => Session::on_device(gpu, model, pool, session),
             None => Session::new(model, pool, session),
         };
         return session.map_err(Failure::input);
     };
-    let memory = memory(gpu.as_ref(), MemoryOptions::new(budget))?;
+    let memory = memory(gpu, MemoryOptions::new(budget))?;
     let placed = memory.add(&model.name(), model).map_err(Failure::input)?;
     Session::placed(&placed, pool, session).map_err(Failure::input)
 }

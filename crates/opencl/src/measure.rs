@@ -2,6 +2,7 @@
 
 use crate::device::{Device, Kind};
 use crate::error::Error;
+use crate::find::Found;
 use crate::raw::Arg;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -40,7 +41,44 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
+/// A driver for CPUs is spared.
+fn most_read(found: &Found) -> usize {
+    let most = if found.gpu { 2 << 30 } else { 64 << 20 };
+    most.min(found.piece as usize / 2)
+}
+
 impl Device {
+    /// Bytes a second that a kernel reads which does nothing else, over and over from the same `bytes`, or from as many as the device
+    /// gives where that is less: what it does at best for work that reads so many. Needs as much of its memory for that long.
+    pub fn read_rate(&self, bytes: usize) -> Result<f64, Error> {
+        let bytes = (bytes.min(most_read(self.found())) / 64).max(1) * 64;
+        let mut kernels = self.kernels(include_str!("measure.cl"), "", &["scan"])?;
+        let Some(scan) = kernels.pop() else { unreachable!("one name, one kernel") };
+        let (queue, memory, out) = (self.queue()?, self.buffer(bytes)?, self.buffer(64)?);
+        queue.zero(&memory, 0..bytes)?;
+        queue.zero(&out, 0..64)?;
+        let (size, groups) = self.scan_shape();
+        let args = [Arg::Buffer(&memory), Arg::U32((bytes / 16) as u32), Arg::Buffer(&out)];
+        // So many in a row that being launched and waited for is little beside them.
+        let times = (most_read(self.found()) / bytes).clamp(1, 256);
+        let in_a_row = || {
+            let start = Instant::now();
+            for _ in 0..times {
+                queue.launch(&scan, &args, groups, size, &[])?;
+            }
+            queue.finish().map(|()| start.elapsed())
+        };
+        in_a_row()?;
+        let time = median((0..5).map(|_| in_a_row()).collect::<Result<_, Error>>()?);
+        Ok((bytes * times) as f64 / time.as_secs_f64())
+    }
+
+    /// Work-items in a group, and groups, that read fastest.
+    fn scan_shape(&self) -> (usize, usize) {
+        let found = self.found();
+        if found.gpu { (256.min(found.group), found.units as usize * 16) } else { (1, found.units as usize) }
+    }
+
     /// Measures it, in about a second. Needs some memory of it for that long.
     pub fn measure(&self) -> Result<Rates, Error> {
         let found = self.found();
@@ -50,13 +88,10 @@ impl Device {
         let (queue, out) = (self.queue()?, self.buffer(64)?);
         queue.zero(&out, 0..64)?;
 
-        // A driver for CPUs is spared.
-        let most = if found.gpu { 2 << 30 } else { 64 << 20 };
-        let read_bytes = most.min(found.piece as usize / 2);
+        let read_bytes = most_read(found);
         let memory = self.buffer(read_bytes)?;
         queue.zero(&memory, 0..read_bytes)?;
-        let size = if found.gpu { 256.min(found.group) } else { 1 };
-        let groups = found.units as usize * if found.gpu { 16 } else { 1 };
+        let (size, groups) = self.scan_shape();
         let args = [Arg::Buffer(&memory), Arg::U32((read_bytes / 16) as u32), Arg::Buffer(&out)];
         let timed = |run: &dyn Fn() -> Result<(), Error>, times: usize| -> Result<Duration, Error> {
             run()?;

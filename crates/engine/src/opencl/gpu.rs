@@ -68,6 +68,13 @@ impl Gpu {
     pub fn measure(&self) -> Result<Rates, Error> {
         self.device.measure()
     }
+    /// Bytes a second that it reads at best, of so many ([`Device::read_rate`]).
+    ///
+    /// # Errors
+    /// When it has no memory to spare, or fails.
+    pub fn read_rate(&self, bytes: usize) -> Result<f64, Error> {
+        self.device.read_rate(bytes)
+    }
     /// For tests: the `command`-th command from now on fails as if the device had been lost; 0: none does.
     #[doc(hidden)]
     pub fn fail_at(&self, command: u64) {
