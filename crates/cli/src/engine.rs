@@ -96,14 +96,6 @@ pub fn gpu(engine: &options::Engine) -> Result<Option<Gpu>, Failure> {
     }
 }
 
-/// Refuses devices where only the CPU can do it.
-pub fn only_cpu(engine: &options::Engine, what: &str) -> Result<(), Failure> {
-    if engine.device.eq_ignore_ascii_case("cpu") {
-        return Ok(());
-    }
-    Err(Failure::Input(format!("--device {}: {what} runs on the CPU only", engine.device)))
-}
-
 /// Loads a model.
 pub fn load(source: &Source, options: &options::Engine) -> Result<Model, Failure> {
     load_source(source, options.load)

@@ -152,7 +152,12 @@ impl DeviceSession {
             sizes.batch /= 2;
             sizes.outputs = sizes.outputs.min(sizes.batch);
         }
-        Some(Self::new(tenancy, kv, ropes, sizes))
+        let this = Self::new(tenancy, kv, ropes, sizes);
+        // Not in the middle of the first answer. A device that cannot compile them says so in the step that needs them.
+        for single in [true, false] {
+            drop(this.device.kernel(kv.ty, single));
+        }
+        Some(this)
     }
 
     fn new(tenancy: Tenancy, kv: &KvLayout, ropes: Vec<RopeTable>, sizes: Sizes) -> Self {
