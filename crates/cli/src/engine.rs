@@ -51,14 +51,31 @@ pub fn session(
     engine: &options::Engine,
     session: SessionOptions,
 ) -> Result<Session, Failure> {
-    let Some(budget) = engine.budget else {
-        return match device(engine)? {
-            Some(gpu) => divided(&gpu, model, pool, engine.gpu_layers, session),
-            None => Session::new(model, pool, session).map_err(Failure::input),
+    if engine.budget.is_some() {
+        return session_on(gpu(engine)?.as_ref(), model, pool, engine.budget, session);
+    }
+    match device(engine)? {
+        Some(gpu) => divided(&gpu, model, pool, engine.gpu_layers, session),
+        None => Session::new(model, pool, session).map_err(Failure::input),
+    }
+}
+
+/// The same on a device that is open already and has all layers, or on the CPU.
+pub fn session_on(
+    gpu: Option<&Gpu>,
+    model: &Model,
+    pool: &Pool,
+    budget: Option<u64>,
+    session: SessionOptions,
+) -> Result<Session, Failure> {
+    let Some(budget) = budget else {
+        let session = match gpu {
+            Some(gpu) => Session::on_device(gpu, model, pool, session),
+            None => Session::new(model, pool, session),
         };
+        return session.map_err(Failure::input);
     };
-    let gpu = gpu(engine)?;
-    let memory = memory(gpu.as_ref(), MemoryOptions::new(budget))?;
+    let memory = memory(gpu, MemoryOptions::new(budget))?;
     let placed = memory.add(&model.name(), model).map_err(Failure::input)?;
     Session::placed(&placed, pool, session).map_err(Failure::input)
 }
@@ -169,15 +186,6 @@ fn device(engine: &options::Engine) -> Result<Option<Gpu>, Failure> {
         }
         Choice::Device(found) => Gpu::open(&found, engine.gpu).map(Some).map_err(Failure::input),
     }
-}
-
-/// Refuses devices where only the CPU can do it.
-pub fn only_cpu(engine: &options::Engine, what: &str) -> Result<(), Failure> {
-    whole_models(engine)?;
-    if engine.device.eq_ignore_ascii_case("cpu") {
-        return Ok(());
-    }
-    Err(Failure::Input(format!("--device {}: {what} runs on the CPU only", engine.device)))
 }
 
 /// Loads a model.

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{json, nexaquant, stdout};
+use common::{has_device, json, nexaquant, stdout};
 use predicates::str::contains;
 use serde_json::Value;
 
@@ -74,6 +74,36 @@ fn a_budget_is_kept_while_measuring() {
     assert_eq!(json(&args)["rows"].as_array().unwrap().len(), 2);
     let tiny = [&args[..7], &["--budget", "20KB"]].concat();
     nexaquant().args(tiny).assert().code(2).stderr(contains("a budget of at least"));
+}
+
+#[test]
+fn rows_of_a_device_stand_beside_what_it_reads() {
+    if !has_device() {
+        return;
+    }
+    let args = ["bench", "alpha", "-p", "9", "-n", "3", "-r", "2", "--device", "0"];
+    for more in [&[][..], &["--budget", "4MB"]] {
+        let found = json(&[&args[..], more, &["--json"]].concat());
+        assert!(!found["device"].as_str().unwrap().is_empty());
+        let rows = found["rows"].as_array().unwrap();
+        assert_eq!(rows.len(), 2);
+        for row in rows {
+            assert!(number(row, "tokens_per_s") > 0.0 && row["threads"].is_null(), "{row}");
+            if row["kind"] == "pp" {
+                assert!(row["measured_peak_gmacs_per_s"].is_null() && row["fraction"].is_null(), "{row}");
+                assert!(number(row, "gmacs_per_s") > 0.0);
+            } else {
+                let (does, could) = (number(row, "gb_per_s"), number(row, "measured_read_gb_per_s"));
+                assert!(does > 0.0 && could > 0.0 && close(number(row, "fraction"), does / could), "{row}");
+            }
+        }
+    }
+    let csv = stdout(&[&args[..], &["--csv"]].concat());
+    let device = json(&["info", "--json"])["opencl"]["devices"][0]["name"].as_str().unwrap().to_owned();
+    assert!(csv.lines().skip(1).all(|line| line.contains(&device)), "{csv}");
+    let threads = [&args[..], &["-t", "1"]].concat();
+    nexaquant().args(threads).assert().code(2).stderr(contains("leave one of --threads and --device out"));
+    nexaquant().args(["bench", "--device", "none such"]).assert().code(2).stderr(contains("--device: "));
 }
 
 #[test]

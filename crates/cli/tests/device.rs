@@ -6,7 +6,6 @@ mod common;
 use common::*;
 use predicates::prelude::*;
 use serde_json::Value;
-use std::io::Write;
 
 /// A machine without OpenCL: the loader's name leads nowhere.
 fn without_opencl() -> assert_cmd::Command {
@@ -39,21 +38,46 @@ fn without_a_gpu_auto_computes_on_the_cpu_and_says_why_and_gpu_is_an_error() {
 }
 
 #[test]
-fn what_runs_on_the_cpu_only_says_so() {
-    let refused = predicate::str::contains("runs on the CPU only");
-    nexaquant().args(["plan", "--device", "gpu"]).assert().code(2).stderr(refused);
-}
-
-/// Whether there is a device; says so if not.
-fn has_device() -> bool {
-    let info = json(&["info", "--json"]);
-    let available = info["opencl"]["available"] == true;
-    if !available {
-        // Not `eprintln!`, which the test harness swallows when a test passes.
-        let _ =
-            std::io::stderr().write_all(format!("SKIPPED opencl: {}\n", info["opencl"]["why"]).as_bytes());
+fn a_plan_on_a_device_is_what_a_run_does_there() {
+    without_opencl()
+        .args(["plan", "--device", "gpu"])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("--device: "));
+    if !has_device() {
+        return;
     }
-    available
+    let device = ["--device", "0", "-t", "1", "-n", "12", "--json"];
+    let plan = json(&[&["plan", "alpha", "gamma", "--budget", "8MB"], &device[..]].concat());
+    assert!(!plan["device"].as_str().unwrap().is_empty());
+    assert!(plan["device_read_bytes_per_s"].as_f64().unwrap() > 0.0);
+    assert!(
+        plan["smallest_budget_bytes"].is_null() && plan["high_water_bytes"].as_u64().unwrap() <= 8_000_000
+    );
+    let [alpha, gamma] = &plan["models"].as_array().unwrap()[..] else { panic!("{plan}") };
+    for model in [alpha, gamma] {
+        let number = |key: &str| model[key].as_f64().unwrap();
+        assert!(number("tokens_per_s") > 0.0 && number("read_bytes_per_s") > 0.0, "{model}");
+        assert!(number("resident_bytes") <= 8e6 && number("switch_page_in_bytes") > 0.0, "{model}");
+        assert!(number("switch_ms") > 0.0 && model["cached"] == false, "{model}");
+        let kept = model["parts"].as_array().unwrap().iter().map(|part| part["kept_bytes"].as_u64().unwrap());
+        assert_eq!(kept.sum::<u64>(), model["resident_bytes"].as_u64().unwrap());
+    }
+    // Alpha fits; before its turn ends some of gamma comes in already. Gamma does not fit.
+    let number = |key: &str| gamma[key].as_u64().unwrap();
+    assert!(
+        alpha["streamed_bytes_per_token"].as_u64().unwrap() < number("streamed_bytes_per_token") / 10,
+        "{plan}"
+    );
+    assert!(
+        number("streamed_bytes_per_token") > 0 && number("resident_bytes") < number("block_bytes"),
+        "{gamma}"
+    );
+    assert!(number("streamed_bytes_per_token") <= number("block_bytes"), "{gamma}");
+    for (budget, text) in [("20KB", "bytes"), ("900GB", "900000000000")] {
+        let refused = predicate::str::contains(text);
+        nexaquant().args(["plan", "gamma", "--budget", budget]).args(device).assert().code(2).stderr(refused);
+    }
 }
 
 #[test]
@@ -148,6 +172,13 @@ fn the_announced_scenario_runs_on_a_device_and_answers_the_same() {
     assert!(number(&device, "bytes_moved") < number(&device, "lru_bytes"), "{device}");
     assert_eq!(number(&device["uploads"], "bytes"), number(&device, "bytes_moved"));
     assert!(device["smallest_budget_bytes"].is_null() && host["uploads"].is_null());
+    let predicted = |query: &Value, key: &str| query[key].as_f64().is_some_and(|predicted| predicted > 0.0);
+    for query in device["queries"].as_array().unwrap() {
+        assert!(
+            predicted(query, "predicted_tokens_per_s") && predicted(query, "predicted_switch_ms"),
+            "{query}"
+        );
+    }
     let events = device["events"].as_array().unwrap();
     let of =
         |kind: &str| events.iter().filter(|e| e["event"] == kind).map(|e| number(e, "bytes")).sum::<u64>();

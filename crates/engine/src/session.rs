@@ -11,6 +11,7 @@ use crate::loader::Model;
 use crate::m3::{MemoryError, Placed, Tenancy};
 use crate::model::op::{Op, RopeTable, Slot};
 use crate::opencl::{DeviceError, DeviceSession, DeviceSizes, Gpu, OpenError, Share};
+use crate::sampler::Wanted;
 use crate::threads::{Crew, Pool, Tuner, Worker};
 use crate::weights::Place;
 use nexaquant_kernels::{KvType, Ops};
@@ -40,6 +41,15 @@ pub struct SessionOptions {
     pub all_threads: bool,
     /// Most tokens of a step whose logits are wanted ([`Session::eval_each`]); the others use one.
     pub outputs: usize,
+}
+
+/// What a device has found of a step's logits.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Best {
+    /// The likeliest token.
+    Token(u32),
+    /// The likeliest few and their logits, in no order.
+    Few(Vec<(u32, f32)>),
 }
 
 /// Positions unless told otherwise: enough for a conversation, small in memory.
@@ -378,18 +388,34 @@ impl Session {
         Ok(self.logits(0))
     }
 
-    /// Appends one step's tokens and returns the likeliest token after them, where a device can tell without its logits coming
-    /// back; `None` elsewhere, and nothing has happened then.
-    pub(crate) fn eval_best(&mut self, pool: &mut Pool, tokens: &[u32]) -> Result<Option<u32>, EvalError> {
+    /// Appends one step's tokens and returns what is wanted of the logits after them, where a device can find it without all
+    /// of them coming back; `None` elsewhere, and nothing has happened then.
+    pub(crate) fn eval_best(
+        &mut self,
+        pool: &mut Pool,
+        tokens: &[u32],
+        wanted: Wanted,
+    ) -> Result<Option<Best>, EvalError> {
         self.check(tokens, self.tokens.len())?;
-        if self.device.is_none() {
+        if self.device.is_none() || wanted == Wanted::All {
             return Ok(None);
         }
         self.on_host(pool, tokens, 0..0)?;
-        let Some(device) = &mut self.device else { unreachable!("looked for above") };
-        let best = device.step_greedy(tokens, self.tokens.len())?;
+        let (Some(device), pos) = (&mut self.device, self.tokens.len()) else {
+            unreachable!("looked for above")
+        };
+        let best = match wanted {
+            Wanted::All => return Ok(None),
+            Wanted::Largest => Best::Token(device.step_greedy(tokens, pos)?),
+            Wanted::Best(k) => Best::Few(device.step_best(tokens, pos, k)?),
+        };
         self.tokens.extend_from_slice(tokens);
         Ok(Some(best))
+    }
+
+    /// All logits of a step of which only the best came back.
+    pub(crate) fn bring_logits(&mut self) -> Result<(), EvalError> {
+        self.device.as_mut().map_or(Ok(()), |device| device.bring_logits())
     }
 
     /// On what the session computes, where that is not the CPU.

@@ -272,3 +272,41 @@ fn a_device_gets_as_many_layers_as_it_has_room_for() {
     assert_eq!((rooms[0], rooms[rooms.len() - 1]), (0, model.layers()), "{rooms:?}");
     assert!(rooms.iter().any(|room| (2..model.layers()).contains(room)), "{rooms:?}");
 }
+/// A device tells only the likeliest tokens where the sampler needs no others. Whoever wants probabilities needs all, and must get the
+/// same answer.
+#[test]
+fn sampled_answers_do_not_depend_on_what_the_device_tells() {
+    use nexaquant_engine::sampler::SamplingParams;
+    use nexaquant_engine::{GenerateOptions, generate};
+    let one_launch = GpuOptions { groups: 1, persistent: Some(true), ..GpuOptions::default() };
+    let (Some(launches), Some(one_launch)) = (gpu(GpuOptions::default()), gpu(one_launch)) else { return };
+    let model = Model::load(&root().join("models/beta.gguf"), LoadOptions::default()).unwrap();
+    let prompt = model.tokenizer().encode("The sea", nexaquant_engine::tokenizer::Special::AsText).unwrap();
+    let samplings = [
+        SamplingParams::default(),
+        SamplingParams { top_k: 40, top_p: 0.9, repeat_penalty: 1.0, ..SamplingParams::default() },
+        SamplingParams { top_k: 3, temperature: 3.0, ..SamplingParams::default() },
+        SamplingParams { temperature: 0.0, presence_penalty: 0.5, ..SamplingParams::default() },
+        // Little is improbable enough to be left out: the likeliest few must prove too few.
+        SamplingParams { min_p: 1e-6, temperature: 2.0, ..SamplingParams::default() },
+    ];
+    let sizes = SessionOptions { context: 256, ..SessionOptions::default() };
+    for gpu in [&launches, &one_launch] {
+        let mut session = Session::on_device(gpu, &model, &pool(), sizes).unwrap();
+        for (i, sampling) in samplings.iter().enumerate() {
+            for seed in 0..3 {
+                let mut answer = |log_probs| {
+                    let options = GenerateOptions {
+                        sampling: SamplingParams { seed: Some(seed), ..sampling.clone() },
+                        max_tokens: Some(40),
+                        log_probs,
+                        ..GenerateOptions::default()
+                    };
+                    let text = |_: &str| std::ops::ControlFlow::Continue(());
+                    generate(&mut session, &mut pool(), &prompt, &options, text).unwrap().tokens
+                };
+                assert_eq!(answer(None), answer(Some(0)), "sampling {i}, seed {seed} on {}", gpu.path());
+            }
+        }
+    }
+}

@@ -2,6 +2,7 @@
 
 use crate::device::{Device, Kind};
 use crate::error::Error;
+use crate::find::Found;
 use crate::raw::Arg;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -52,28 +53,41 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
+/// A driver for CPUs is spared.
+fn most_read(found: &Found) -> usize {
+    let most = if found.gpu { 2 << 30 } else { 64 << 20 };
+    most.min(found.piece as usize / 2)
+}
+
 impl Device {
     fn measured_group(&self) -> usize {
         if self.found().gpu { 256.min(self.found().group) } else { 1 }
     }
 
-    /// Bytes a second that a kernel reads, the median of `times` runs over up to `most` bytes, and how many bytes those were.
+    /// Bytes a second that a kernel reads which does nothing else, over and over from the same `bytes`, or from as many as the device
+    /// gives where that is less: what it does at best for work that reads so many. The median of some `times`. Needs as much of its
+    /// memory for that long.
     ///
     /// # Errors
     /// When it has no memory to spare, or fails.
-    pub fn read_rate(&self, most: usize, times: usize) -> Result<(f64, usize), Error> {
+    pub fn read_rate(&self, bytes: usize, times: usize) -> Result<f64, Error> {
         let found = self.found();
+        let bytes = (bytes.min(most_read(found)) / 64).max(1) * 64;
         let kernels = self.kernels(MEASURE, "", &["scan"])?;
-        let (queue, out) = (self.queue()?, self.buffer(64)?);
-        // A driver for CPUs is spared.
-        let most = if found.gpu { most } else { 64 << 20 };
-        let bytes = most.min(found.piece as usize / 2);
-        let memory = self.buffer(bytes)?;
+        let (queue, memory, out) = (self.queue()?, self.buffer(bytes)?, self.buffer(64)?);
         queue.zero(&memory, 0..bytes)?;
-        let args = [Arg::Buffer(&memory), Arg::U32((bytes / 16) as u32), Arg::Buffer(&out)];
+        queue.zero(&out, 0..64)?;
         let groups = found.units as usize * if found.gpu { 16 } else { 1 };
-        let run = || queue.launch(&kernels[0], &args, groups, self.measured_group(), &[])?.wait();
-        Ok((bytes as f64 / timed(&run, times)?.as_secs_f64(), bytes))
+        let args = [Arg::Buffer(&memory), Arg::U32((bytes / 16) as u32), Arg::Buffer(&out)];
+        // So many in a row that being launched and waited for is little beside them.
+        let many = (most_read(found) / bytes).clamp(1, 256);
+        let in_a_row = || {
+            for _ in 0..many {
+                queue.launch(&kernels[0], &args, groups, self.measured_group(), &[])?;
+            }
+            queue.finish()
+        };
+        Ok((bytes * many) as f64 / timed(&in_a_row, times)?.as_secs_f64())
     }
 
     /// Measures it, in about a second. Needs some memory of it for that long.
@@ -83,7 +97,8 @@ impl Device {
         let [nothing, meet] = &kernels[..] else { unreachable!("two names, two kernels") };
         let (queue, out) = (self.queue()?, self.buffer(64)?);
         queue.zero(&out, 0..64)?;
-        let (read, read_bytes) = self.read_rate(2 << 30, 9)?;
+        let read_bytes = most_read(found);
+        let read = self.read_rate(read_bytes, 9)?;
         let (memory, size) = (self.buffer(read_bytes)?, self.measured_group());
 
         let args = [Arg::Buffer(&out), Arg::U32(0)];

@@ -11,12 +11,14 @@ Examples:
   nexaquant bench                                    alpha: a prompt of 512 tokens, an answer of 128
   nexaquant bench alpha model.gguf -t 1,2 -p 0 -n 64   answers only, with one thread and with two
   nexaquant bench bitnet-2b4t --format I2_S --json   a random model of a real shape, for programs
+  nexaquant bench model.gguf --device gpu            the same rows on a GPU
   nexaquant bench kernels                            each format's kernel by itself
   nexaquant bench announced                          the figures of the announcement
 
 Repeats go round all rows, so that a slow moment of the machine meets all of them. Beside an answer's speed stands
 the speed of a loop that only reads as many bytes as the answer reads of weights a token; beside a prompt's speed that
-of a loop that only multiplies: both measured in the same run, with the same threads.")]
+of a loop that only multiplies: both measured in the same run, with the same threads. On a device an answer stands beside
+a kernel of that device that only reads; a prompt has nothing to stand beside there.")]
 pub struct BenchArgs {
     #[command(subcommand)]
     pub what: Option<BenchCommand>,
@@ -69,6 +71,10 @@ pub struct BenchArgs {
     /// Bytes of memory for weights, cache and activations together, such as 10MB or 2GiB.
     #[arg(long, value_name = "SIZE", value_parser = crate::size::parse, help_heading = "Computation")]
     pub budget: Option<u64>,
+    /// What computes: cpu; gpu, the GPU with most memory; auto, that GPU if there is one, else the CPU; the number of an
+    /// OpenCL device as info lists it, or a part of its name. --budget is of its memory then.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", help_heading = "Computation")]
+    pub device: String,
     /// Let the system move threads from core to core.
     #[arg(long, help_heading = "Computation")]
     pub no_pin: bool,

@@ -5,12 +5,12 @@ use crate::failure::Failure;
 use crate::output::{self, bytes, table};
 use crate::{engine, options, scenario};
 use nexaquant_engine::SessionOptions;
-use nexaquant_engine::m3::plan::{ModelPlan, Plan, PlannedPart, Rehearsal, Role, plan as rehearse};
+use nexaquant_engine::m3::plan::{From, ModelPlan, Plan, PlannedPart, Rehearsal, Role, plan as rehearse};
 use serde_json::{Value, json};
 
 pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
     let options = options::engine(&args.engine);
-    engine::only_cpu(&options, "plan")?;
+    let gpu = engine::gpu(&options)?;
     let named = scenario::pinned(scenario::named(&args.models)?, &args.memory.pin)?;
     let roles = named
         .iter()
@@ -38,11 +38,17 @@ pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
         answer,
     };
     let mut pool = engine::pool(&options)?;
-    let plan = rehearse(&roles, &rehearsal, &mut pool).map_err(Failure::input)?;
+    let plan = rehearse(&roles, &rehearsal, gpu.as_ref(), &mut pool).map_err(Failure::input)?;
+    let device = gpu.as_ref().map(|gpu| gpu.found().name.as_str());
     if args.json {
-        return output::print_json(&as_json(&plan, &rehearsal, prompt));
+        return output::print_json(&as_json(&plan, &rehearsal, prompt, device));
     }
-    output::print(&as_text(&plan, &rehearsal, prompt, pool.threads()))
+    let on = match (device, pool.threads()) {
+        (Some(device), _) => device.to_owned(),
+        (None, 1) => "1 thread".to_owned(),
+        (None, threads) => format!("{threads} threads"),
+    };
+    output::print(&as_text(&plan, &rehearsal, prompt, &on))
 }
 
 /// Parts in memory as a picture: all of it, a part of it, none.
@@ -57,13 +63,12 @@ fn map(parts: &[PlannedPart]) -> String {
         .collect()
 }
 
-fn as_text(plan: &Plan, rehearsal: &Rehearsal, prompt: usize, threads: usize) -> String {
+fn as_text(plan: &Plan, rehearsal: &Rehearsal, prompt: usize, on: &str) -> String {
     let budget = rehearsal.memory.budget;
     let mut text = format!(
-        "Budget {} ({budget} bytes), prompts of {prompt} tokens, answers of {}, {threads} thread{}\n\n",
+        "Budget {} ({budget} bytes), prompts of {prompt} tokens, answers of {}, {on}\n\n",
         bytes(budget),
         rehearsal.answer,
-        if threads == 1 { "" } else { "s" },
     );
     let head = [
         "model",
@@ -97,18 +102,32 @@ fn as_text(plan: &Plan, rehearsal: &Rehearsal, prompt: usize, threads: usize) ->
     text += &table(&maps, &[], "  ");
     text += "\nReading\n";
     let rate = |model: &ModelPlan| {
-        let from = if model.rate.cached { "the page cache" } else { "the disk" };
-        let speed = format!("{:.2} GB/s", model.rate.bytes_per_s / 1e9);
-        vec![model.name.clone(), speed, format!("from {from}, a sample of {}", bytes(model.rate.sample))]
+        let (speed, of) = (format!("{:.2} GB/s", model.rate.bytes_per_s / 1e9), bytes(model.rate.sample));
+        let from = match model.rate.from {
+            From::Cache => format!("from the page cache, a sample of {of}"),
+            From::Disk => format!("from the disk, a sample of {of}"),
+            From::Host => format!("from pinned memory to the device, copies of {of}"),
+        };
+        vec![model.name.clone(), speed, from]
     };
-    text += &table(&plan.models.iter().map(rate).collect::<Vec<_>>(), &[1], "  ");
-    text + &format!(
-        "\nledger, high-water mark {} bytes | smallest budget that would do {} bytes\n",
-        plan.high_water, plan.smallest_budget
-    )
+    let mut rates: Vec<_> = plan.models.iter().map(rate).collect();
+    if let Some(read) = plan.device_read {
+        let speed = format!("{:.2} GB/s", read / 1e9);
+        rates.push(vec![
+            "the device".to_owned(),
+            speed,
+            "from its own memory, a kernel that only reads".to_owned(),
+        ]);
+    }
+    text += &table(&rates, &[1], "  ");
+    text += &format!("\nledger, high-water mark {} bytes", plan.high_water);
+    if let Some(smallest) = plan.smallest_budget {
+        text += &format!(" | smallest budget that would do {smallest} bytes");
+    }
+    text + "\n"
 }
 
-fn as_json(plan: &Plan, rehearsal: &Rehearsal, prompt: usize) -> Value {
+fn as_json(plan: &Plan, rehearsal: &Rehearsal, prompt: usize, device: Option<&str>) -> Value {
     let part =
         |part: &PlannedPart| json!({ "name": part.name, "bytes": part.bytes, "kept_bytes": part.kept });
     let model = |model: &ModelPlan| {
@@ -125,11 +144,13 @@ fn as_json(plan: &Plan, rehearsal: &Rehearsal, prompt: usize) -> Value {
             "tokens_per_s": model.tokens_per_s(),
             "limited_by": model.limited_by(),
             "read_bytes_per_s": model.rate.bytes_per_s,
-            "cached": model.rate.cached,
+            "cached": model.rate.from == From::Cache,
             "parts": model.parts.iter().map(part).collect::<Vec<_>>(),
         })
     };
     json!({
+        "device": device,
+        "device_read_bytes_per_s": plan.device_read,
         "budget_bytes": rehearsal.memory.budget,
         "high_water_bytes": plan.high_water,
         "smallest_budget_bytes": plan.smallest_budget,

@@ -36,6 +36,17 @@ pub fn json(args: &[&str]) -> serde_json::Value {
     serde_json::from_str(&text).unwrap()
 }
 
+/// Whether there is an OpenCL device. Says so if not, past the test harness, which swallows `eprintln!` when a test passes.
+pub fn has_device() -> bool {
+    let info = json(&["info", "--json"]);
+    let there = info["opencl"]["available"] == true;
+    if !there {
+        let text = format!("SKIPPED opencl: {}\n", info["opencl"]["why"]);
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+    }
+    there
+}
+
 /// A file of the repository.
 pub fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)

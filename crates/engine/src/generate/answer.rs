@@ -10,8 +10,9 @@
 
 use super::{Finish, GenerateError, GenerateOptions, Generation, Stats};
 use crate::loader::Model;
-use crate::sampler::{Constraint, LogProbs, Sampler, StopMatcher, log_probs};
-use crate::session::{EvalError, Session};
+use crate::opencl::MOST_BEST;
+use crate::sampler::{Constraint, LogProbs, Sampler, StopMatcher, Wanted, log_probs};
+use crate::session::{Best, EvalError, Session};
 use crate::threads::Pool;
 use crate::tokenizer::StreamDecoder;
 use std::ops::Range;
@@ -123,7 +124,7 @@ pub(crate) enum Output<'a> {
     None,
     /// Logits to sample from, which sampling changes.
     Logits(&'a mut [f32]),
-    /// The likeliest token, found on a device.
+    /// The next token, found by what a device has told of them.
     Token(u32),
 }
 
@@ -189,20 +190,30 @@ impl Answer {
         let (start, model) = (Instant::now(), session.model().clone());
         let chunk = self.chunk(session, session.batch());
         let (tokens, last) = (self.tokens(&chunk), self.is_last(&chunk));
-        // Where nothing needs the logits, a device may find the token itself.
-        let greedy =
-            self.sampler.takes_the_largest() && self.log_probs.is_none() && self.constraint.is_none();
-        let best = if last && greedy { session.eval_best(pool, tokens)? } else { None };
+        // Where nothing needs all logits, a device may find what is needed.
+        let wanted = match (&self.log_probs, &self.constraint) {
+            (None, None) if last && self.limit > 0 => self.sampler.wanted(MOST_BEST),
+            _ => Wanted::All,
+        };
+        let mut best = session.eval_best(pool, tokens, wanted)?;
         match best {
             Some(_) => {}
             None if last => drop(session.eval(pool, tokens)?),
             None => session.extend(pool, tokens)?,
         }
         self.computed(&chunk, start.elapsed(), |row| session.hidden(row));
+        let sampling = Instant::now();
+        if let Some(Best::Few(few)) = &mut best {
+            best = self.sampler.sample_best(few)?.map(Best::Token);
+            if best.is_none() {
+                session.bring_logits()?;
+            }
+            self.stats.generate_time += sampling.elapsed();
+        }
         let output = match best {
-            Some(token) => Output::Token(token),
-            None if last => Output::Logits(session.logits(0)),
-            None => Output::None,
+            Some(Best::Token(token)) => Output::Token(token),
+            _ if last => Output::Logits(session.logits(0)),
+            _ => Output::None,
         };
         self.advance(&model, output)
     }

@@ -89,7 +89,8 @@ impl Memory {
         let room = room.saturating_sub(Bytes(fixed)).saturating_sub(least_session(&arena.gpu, model));
         let two = room.0 / 2 / grid.block as u64;
         let most = two.clamp(1, u64::from(layer)).max(all / MOST_PARTS);
-        let device = DeviceModel::new(&arena.gpu, model, cut(arch, weights, grid, most as u32)?, true);
+        let mut device = DeviceModel::new(&arena.gpu, model, cut(arch, weights, grid, most as u32)?, true);
+        device.zeros = source.is_nothing();
         // A device that cannot compile the program says so now.
         device.kernel(KvType::F16, true)?;
         device.pack().map_err(|(part, reason)| MemoryError::Read {

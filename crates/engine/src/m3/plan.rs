@@ -4,6 +4,9 @@
 //! and buffers, and turns are taken as the scheduler would; only the bytes are not read. So what is resident, what is
 //! moved and what is refused is not estimated: it is what the same code does. The steps are computed for real, on
 //! weights that are zeros, which takes the time it will take. What reading takes is measured on a sample of each file.
+//!
+//! On a device nothing is read while models take turns: parts are copied there from the host's memory, beside the computing. So a
+//! rehearsal copies, too, zeros from as much pinned memory as the weights will take, and the time of a pass is all of it.
 
 use super::Pin;
 use super::error::MemoryError;
@@ -12,6 +15,8 @@ use super::memory::{Memory, MemoryOptions};
 use super::placed::Placed;
 use super::source::{SECTOR, Source, source};
 use crate::loader::Model;
+use crate::opencl::{DeviceError, Gpu, PageIn, Rates};
+use crate::sampler::Wanted;
 use crate::session::{EvalError, Session, SessionError, SessionOptions};
 use crate::threads::{Pool, Worker};
 use memmap2::MmapOptions;
@@ -46,14 +51,25 @@ pub struct Rehearsal {
     pub answer: usize,
 }
 
-/// How fast a file's bytes come in.
+/// Where weights come in from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// The page cache, copied by the cores that compute.
+    Cache,
+    /// A disk, which works beside them.
+    Disk,
+    /// The host's pinned memory, to a device, which copies beside its computing.
+    Host,
+}
+
+/// How fast a model's bytes come in.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadRate {
-    /// Bytes a second, with all workers copying, or with a queue of reads where a disk has to be waited for.
+    /// Bytes a second: with all workers copying, with a queue of reads where a disk has to be waited for, or of copies to a device.
     pub bytes_per_s: f64,
-    /// They were in the page cache.
-    pub cached: bool,
-    /// Bytes of the sample.
+    /// Where they were.
+    pub from: From,
+    /// Bytes of the sample; of one copy to a device.
     pub sample: u64,
 }
 
@@ -102,10 +118,18 @@ pub struct ModelPlan {
 
 impl ModelPlan {
     /// Time of passes: bytes in the page cache are copied by the cores that compute, so that adds up; a disk works beside
-    /// them.
+    /// them. What a device was given while it computed is in the time already.
     fn time(&self, passes: &Passes) -> Duration {
-        let read = Duration::from_secs_f64(passes.bytes as f64 / self.rate.bytes_per_s);
-        if self.rate.cached { passes.compute + read } else { passes.compute.max(read) }
+        match self.rate.from {
+            From::Cache => passes.compute + self.coming(passes),
+            From::Disk => passes.compute.max(self.coming(passes)),
+            From::Host => passes.compute,
+        }
+    }
+
+    /// How long the bytes of passes take to come in.
+    fn coming(&self, passes: &Passes) -> Duration {
+        Duration::from_secs_f64(passes.bytes as f64 / self.rate.bytes_per_s)
     }
 
     /// From the request to the first token.
@@ -115,7 +139,7 @@ impl ModelPlan {
 
     /// Of that, what bringing weights in takes.
     pub fn page_in_time(&self) -> Duration {
-        Duration::from_secs_f64(self.prompt.bytes as f64 / self.rate.bytes_per_s)
+        self.coming(&self.prompt)
     }
 
     /// Tokens a second after the first.
@@ -136,11 +160,13 @@ impl ModelPlan {
 
     /// What takes most of a token's time.
     pub fn limited_by(&self) -> &'static str {
-        let read = self.tokens.bytes as f64 / self.rate.bytes_per_s;
-        match (read > self.tokens.compute.as_secs_f64(), self.rate.cached) {
-            (true, true) => "copying weights from the page cache",
-            (true, false) => "reading weights from the disk",
-            (false, _) => "computing",
+        let (coming, compute) = (self.coming(&self.tokens), self.tokens.compute);
+        match self.rate.from {
+            From::Cache if coming > compute => "copying weights from the page cache",
+            From::Disk if coming > compute => "reading weights from the disk",
+            // The copies are in the time.
+            From::Host if 2 * coming > compute => "copying weights to the device",
+            _ => "computing",
         }
     }
 }
@@ -152,8 +178,10 @@ pub struct Plan {
     pub models: Vec<ModelPlan>,
     /// The most that the ledger gave out.
     pub high_water: u64,
-    /// The smallest budget that would have done.
-    pub smallest_budget: u64,
+    /// The smallest budget that would have done; not known of a device.
+    pub smallest_budget: Option<u64>,
+    /// Bytes a second that the device reads from its memory at best, where one computes.
+    pub device_read: Option<f64>,
 }
 
 /// Why there is no plan: what the run itself would say.
@@ -169,6 +197,9 @@ pub enum PlanError {
     /// A step has no room.
     #[error(transparent)]
     Eval(#[from] EvalError),
+    /// The device cannot be measured.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The budget cannot hold what the longest answer takes.
     #[error(
         "a budget of {budget} bytes is too small for these models and tokens; the smallest budget that would do is \
@@ -200,6 +231,9 @@ impl Source for Nothing {
         to.iter_mut().step_by(4096).for_each(|byte| *byte = 0);
         Ok(())
     }
+    fn is_nothing(&self) -> bool {
+        true
+    }
 }
 
 /// Tokens of the answer that are timed; the others cost the same.
@@ -207,36 +241,42 @@ const TIMED: usize = 16;
 /// The first tokens after a prompt are not timed: what the prompt's buffers displaced comes back.
 const SETTLING: usize = 2;
 
-/// Rehearses: every model in turn answers once, twice over, and the second time counts.
+/// Rehearses: every model in turn answers once, twice over, and the second time counts. On `gpu`, if there is one.
 ///
 /// # Errors
 /// What a run would be refused with.
-pub fn plan(roles: &[Role], rehearsal: &Rehearsal, pool: &mut Pool) -> Result<Plan, PlanError> {
-    let smallest = smallest(roles, rehearsal, pool);
-    let budget = rehearsal.memory.budget;
-    match fits(roles, rehearsal, budget, pool) {
-        Ok(()) => {}
-        // Says what to do about the pin.
-        Err(
-            error @ PlanError::Memory(MemoryError::Residency(nexaquant_residency::Error::PinTooBig {
-                ..
-            })),
-        ) => {
-            return Err(error);
-        }
-        Err(_) if smallest < MOST => return Err(PlanError::TooSmall { budget, smallest }),
-        Err(error) => return Err(error),
+pub fn plan(
+    roles: &[Role],
+    rehearsal: &Rehearsal,
+    gpu: Option<&Gpu>,
+    pool: &mut Pool,
+) -> Result<Plan, PlanError> {
+    let smallest = gpu.is_none().then(|| smallest(roles, rehearsal, pool));
+    if let Some(smallest) = smallest {
+        check(roles, rehearsal, smallest, pool)?;
     }
-    let memory = Memory::new(rehearsal.memory)?;
+    // While its memory is free.
+    let device = gpu.map(Gpu::measure).transpose()?;
+    let memory = match gpu {
+        Some(gpu) => Memory::on_device(gpu, rehearsal.memory)?,
+        None => Memory::new(rehearsal.memory)?,
+    };
     let mut rates = Vec::new();
     let mut placed = Vec::new();
     for role in roles {
-        rates.push(read_rate(&role.model, rehearsal.memory, pool)?);
-        placed.push(memory.add_from(&role.name, &role.model, Arc::new(Nothing))?);
+        let place = memory.add_from(&role.name, &role.model, Arc::new(Nothing))?;
+        rates.push(match &device {
+            Some(device) => copy_rate(device, &place),
+            None => read_rate(&role.model, rehearsal.memory, pool)?,
+        });
+        placed.push(place);
     }
     for (role, place) in roles.iter().zip(&placed) {
         memory.pin(&role.name, role.pin)?;
         place.load(role.pin)?;
+    }
+    if gpu.is_some() {
+        ends(roles, rehearsal, &placed, pool)?;
     }
     let answer = rehearsal.answer.min(SETTLING + TIMED);
     let mut plans: Vec<ModelPlan> = Vec::new();
@@ -253,11 +293,11 @@ pub fn plan(roles: &[Role], rehearsal: &Rehearsal, pool: &mut Pool) -> Result<Pl
             let (head, last) = tokens.split_at((tokens.len() - 1) / session.batch() * session.batch());
             let prompt = measure(&memory, || -> Result<(), EvalError> {
                 session.extend(pool, head)?;
-                session.eval(pool, last).map(|_| ())
+                next(&mut session, pool, last)
             })?;
             let mut later: Vec<Passes> = Vec::new();
             for _ in 0..answer {
-                later.push(measure(&memory, || session.eval(pool, &[0]).map(|_| ()))?);
+                later.push(measure(&memory, || next(&mut session, pool, &[0]))?);
             }
             if round + 1 == rounds {
                 let status = memory.status().into_iter().find(|m| m.names.contains(&role.name));
@@ -276,7 +316,55 @@ pub fn plan(roles: &[Role], rehearsal: &Rehearsal, pool: &mut Pool) -> Result<Pl
     }
     let high_water = memory.books().high_water.0;
     drop((placed, memory));
-    Ok(Plan { models: plans, high_water, smallest_budget: smallest })
+    let device_read = device.map(|device| device.read);
+    Ok(Plan { models: plans, high_water, smallest_budget: smallest, device_read })
+}
+
+/// Whether the budget can hold everything, in the words of whoever refuses it.
+fn check(roles: &[Role], rehearsal: &Rehearsal, smallest: u64, pool: &Pool) -> Result<(), PlanError> {
+    let budget = rehearsal.memory.budget;
+    match fits(roles, rehearsal, budget, pool) {
+        Ok(()) => Ok(()),
+        // Says what to do about the pin.
+        Err(
+            error @ PlanError::Memory(MemoryError::Residency(nexaquant_residency::Error::PinTooBig {
+                ..
+            })),
+        ) => Err(error),
+        Err(_) if smallest < MOST => Err(PlanError::TooSmall { budget, smallest }),
+        Err(error) => Err(error),
+    }
+}
+
+/// A step that says what comes next. Of a device only that comes back, as in an answer.
+fn next(session: &mut Session, pool: &mut Pool, tokens: &[u32]) -> Result<(), EvalError> {
+    match session.eval_best(pool, tokens, Wanted::Best(1))? {
+        Some(_) => Ok(()),
+        None => session.eval(pool, tokens).map(|_| ()),
+    }
+}
+
+/// Makes each model's last step on a device, alone: whether the longest cache has its place beside the buffers shows nowhere else.
+fn ends(roles: &[Role], rehearsal: &Rehearsal, placed: &[Placed], pool: &mut Pool) -> Result<(), PlanError> {
+    for (place, role) in placed.iter().zip(roles) {
+        let mut session = Session::placed(place, pool, rehearsal.session)?;
+        let end = rehearsal.filled + role.prompt + rehearsal.answer;
+        session.pretend(end.saturating_sub(1).min(session.context() - 1));
+        next(&mut session, pool, &[0])?;
+    }
+    Ok(())
+}
+
+/// How fast parts of about this model's size were copied to the device.
+fn copy_rate(device: &Rates, place: &Placed) -> ReadRate {
+    let part = place.parts().map(|(_, _, bytes)| bytes).max().unwrap_or(0);
+    let nearest = device.page_in.iter().min_by_key(|copy| (copy.bytes as u64).abs_diff(part));
+    let rate = |copy: &PageIn| copy.bytes as f64 / copy.time.as_secs_f64().max(1e-9);
+    ReadRate {
+        bytes_per_s: nearest.map_or(f64::INFINITY, rate),
+        from: From::Host,
+        sample: nearest.map_or(0, |copy| copy.bytes as u64),
+    }
 }
 
 /// All bytes, and as much time as if every pass took the median: the first few try whether one thread would be faster,
@@ -397,5 +485,6 @@ fn read_rate(model: &Model, options: MemoryOptions, pool: &mut Pool) -> Result<R
     if sample == 0 {
         return Err(fail(std::io::ErrorKind::UnexpectedEof.into()));
     }
-    Ok(ReadRate { bytes_per_s: sample as f64 / time.max(1e-9), cached, sample })
+    let from = if cached { From::Cache } else { From::Disk };
+    Ok(ReadRate { bytes_per_s: sample as f64 / time.max(1e-9), from, sample })
 }

@@ -38,6 +38,10 @@ pub(crate) trait Source: Send + Sync {
     fn takes_sectors(&self) -> bool {
         false
     }
+    /// Whether all bytes are zeros that nobody need read: for plans.
+    fn is_nothing(&self) -> bool {
+        false
+    }
 }
 
 /// Fills the slices, one behind another, waiting as long as it takes.

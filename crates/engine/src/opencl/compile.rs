@@ -6,6 +6,7 @@
 
 use super::formats::{FLOAT, Stored, grain_code};
 use super::gpu::Gpu;
+use super::layout::each_best;
 use super::model::DeviceModel;
 use super::phase::{Do, NONE, PRODUCT, Phase, Place, product, word};
 use crate::kv::KvLayout;
@@ -61,6 +62,7 @@ pub(super) struct Plan<'a> {
     pub tokens: u32,
     pub partial: u32,
     pub maxima: u32,
+    pub best: u32,
     pub max_splits: u32,
     /// Bytes of local memory that a work-group may take.
     pub local: usize,
@@ -110,9 +112,7 @@ pub(super) fn compile(plan: &Plan<'_>, single: bool) -> Table {
         c.table.ends.push(c.table.phases.len());
     }
     c.table.head = c.table.phases.len();
-    c.argmax();
-    // What finding a maximum needs.
-    c.table.local = c.table.local.max(8 * plan.gpu.shape.group);
+    c.choice();
     c.table
 }
 
@@ -437,20 +437,39 @@ impl Compiler<'_> {
         }
     }
 
-    fn argmax(&mut self) {
-        let vocab = self.plan.arch.vocab;
-        let logits = self.place(View::new(Slot::Logits, vocab));
-        let argmax = Phase::new(Do::Argmax)
+    /// The likeliest token, or the likeliest few: the step says which.
+    fn choice(&mut self) {
+        let (plan, vocab) = (self.plan, self.plan.arch.vocab);
+        let place = self.place(View::new(Slot::Logits, vocab));
+        for phase in choice(plan.gpu, vocab, place, plan.maxima, plan.best, plan.tokens) {
+            self.push(phase, CHOICE_LOCAL.max(8 * plan.gpu.shape.group));
+        }
+    }
+}
+
+/// Bytes of local memory that finding the likeliest few needs: counts of 256 values of a byte, their sums, and two numbers.
+pub(super) const CHOICE_LOCAL: usize = 4 * (256 + 16 + 2);
+
+/// What finds the likeliest tokens among `vocab` logits: every work-group in its share, then one among those.
+pub(super) fn choice(
+    gpu: &Gpu,
+    vocab: usize,
+    logits: Place,
+    maxima: u32,
+    best: u32,
+    tokens: u32,
+) -> [Phase; 2] {
+    let words = |what| {
+        Phase::new(what)
             .set(word::COLS, vocab as u32)
             .place(word::IN, logits)
-            .set(word::REC, self.plan.maxima);
-        let choose = Phase::new(Do::Choose)
-            .set(word::REC, self.plan.maxima)
-            .set(word::REC_STRIDE, self.plan.gpu.groups as u32)
-            .set(word::TOKENS, self.plan.tokens);
-        self.push(argmax, 0);
-        self.push(choose, 0);
-    }
+            .set(word::REC, maxima)
+            .set(word::REC_STRIDE, gpu.groups as u32)
+            .set(word::TOKENS, tokens)
+            .set(word::BEST, best)
+            .set(word::EACH_BEST, each_best(gpu, vocab) as u32)
+    };
+    [words(Do::Argmax), words(Do::Choose)]
 }
 
 fn code_of(activation: Activation) -> u32 {

@@ -76,6 +76,13 @@ impl Gpu {
     pub fn measure(&self) -> Result<Rates, Error> {
         self.device.measure()
     }
+    /// Bytes a second that it reads at best, of so many ([`Device::read_rate`]).
+    ///
+    /// # Errors
+    /// When it has no memory to spare, or fails.
+    pub fn read_rate(&self, bytes: usize) -> Result<f64, Error> {
+        self.device.read_rate(bytes, 5)
+    }
     /// For tests: the `command`-th command from now on fails as if the device had been lost; 0: none does.
     #[doc(hidden)]
     pub fn fail_at(&self, command: u64) {
@@ -130,6 +137,8 @@ pub(super) struct Numbers {
     /// Tokens whose logits are wanted.
     pub outputs: (u32, u32),
     pub splits: u32,
+    /// How many of the likeliest tokens to find after the head; 0: the likeliest alone.
+    pub best: u32,
 }
 
 impl Runner<'_> {
@@ -172,6 +181,7 @@ impl Runner<'_> {
             Arg::U32(n.outputs.0),
             Arg::U32(n.outputs.1),
             Arg::U32(n.splits),
+            Arg::U32(n.best),
             Arg::Buffer(self.sync),
             Arg::Local(self.local),
         ];

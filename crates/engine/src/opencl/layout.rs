@@ -18,6 +18,14 @@ pub(crate) struct Sizes {
     pub outputs: usize,
 }
 
+/// Most tokens that a step finds the likeliest of, in place of all logits.
+pub(crate) const MOST_BEST: usize = 256;
+
+/// Tokens of one work-group's share of a vocabulary that may be among the likeliest, at most.
+pub(super) fn each_best(gpu: &Gpu, vocab: usize) -> usize {
+    MOST_BEST.min(vocab.div_ceil(gpu.groups))
+}
+
 /// Places in a region, in lines of 16 bytes from its beginning.
 #[derive(Debug)]
 pub(super) struct Layout {
@@ -30,6 +38,8 @@ pub(super) struct Layout {
     pub records: u32,
     pub tokens: u32,
     pub maxima: u32,
+    /// Logits and ids of the likeliest tokens: of all, and of each work-group's share.
+    pub best: u32,
     pub partial: u32,
     pub pages: u32,
     /// Most pieces that one token's attention is cut into.
@@ -70,6 +80,7 @@ impl Layout {
             .filter_map(|(i, m)| Some(record_bytes(m.cols, weights.kernel(MatrixId(i)).grain()?)));
         let records = places.take(sizes.batch * record.max().unwrap_or(0));
         let (tokens, maxima) = (places.take(sizes.batch * 4), places.take(gpu.groups * 8));
+        let best = places.take(8 * (MOST_BEST.min(arch.vocab) + gpu.groups * each_best(gpu, arch.vocab)));
         let h = &arch.hparams;
         let heads = |i: usize| {
             let kv_heads = h.layers[i].kv_heads;
@@ -79,15 +90,15 @@ impl Layout {
         let max_splits = (gpu.groups / heads.max(1)).clamp(1, 32);
         let partial = places.take(h.heads * max_splits * (h.head_dim + 2) * 4);
         let pages = places.take(sizes.context.div_ceil(PAGE) * 4);
-        Self { bytes: places.at, angles, slots, records, tokens, maxima, partial, pages, max_splits }
+        Self { bytes: places.at, angles, slots, records, tokens, maxima, best, partial, pages, max_splits }
     }
 
     /// The same, in lines of the arena: for a region that begins at `line`.
     pub fn moved(mut self, line: u32) -> Self {
-        let lines =
-            [&mut self.records, &mut self.tokens, &mut self.maxima, &mut self.partial, &mut self.pages];
-        let slots = self.slots.iter_mut().map(|(at, _)| at);
-        lines.into_iter().chain(slots).chain(&mut self.angles).for_each(|at| *at += line);
+        let Self { angles, slots, records, tokens, maxima, best, partial, pages, .. } = &mut self;
+        let lines = [records, tokens, maxima, best, partial, pages];
+        let slots = slots.iter_mut().map(|(at, _)| at);
+        lines.into_iter().chain(slots).chain(angles).for_each(|at| *at += line);
         self
     }
 }

@@ -26,7 +26,7 @@ mod source;
 mod tests;
 
 pub use gpu::{Gpu, GpuOptions};
-pub(crate) use layout::{Sizes as DeviceSizes, least_session};
+pub(crate) use layout::{MOST_BEST, Sizes as DeviceSizes, least_session};
 pub(crate) use model::DeviceModel;
 pub use nexaquant_opencl::{Choice, Error as DeviceError, Found, PageIn, Rates, advice, choose, find};
 pub(crate) use placement::Share;

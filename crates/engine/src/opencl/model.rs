@@ -61,6 +61,8 @@ pub(crate) struct DeviceModel {
     /// Parts in host memory, where they are kept.
     images: Mutex<Vec<Option<Arc<Pinned>>>>,
     pub keep: bool,
+    /// Weights are zeros, for plans; nothing is read for them.
+    pub zeros: bool,
 }
 
 /// A kernel that launches take turns with.
@@ -121,7 +123,8 @@ impl DeviceModel {
         let images = Mutex::new(vec![None; parts.len()]);
         let (model, parts, fixed) = (model.clone(), parts.into(), OnceLock::new());
         let kernels = Mutex::new(HashMap::new());
-        Self { gpu: gpu.clone(), model, matrices, parts, pieces, table, fixed, kernels, images, keep }
+        let (gpu, zeros) = (gpu.clone(), false);
+        Self { gpu, model, matrices, parts, pieces, table, fixed, kernels, images, keep, zeros }
     }
 
     /// The kernel of steps of one token (`single`) or of several, compiled when it is first asked for. Its arguments are one
@@ -219,7 +222,7 @@ impl DeviceModel {
         let mut image = self.gpu.device.pinned(self.parts[part].bytes as usize)?;
         let bytes = image.bytes_mut();
         bytes.fill(0);
-        for piece in &self.pieces[part] {
+        for piece in self.pieces[part].iter().filter(|_| !self.zeros) {
             let (format, _, cols, _, from) = weights.raw(piece.matrix, file);
             let (m, row) = (&self.matrices[piece.matrix.0], weights.row_bytes(piece.matrix));
             let from = &from[piece.rows.start * row..piece.rows.end * row];

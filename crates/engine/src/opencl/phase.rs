@@ -44,6 +44,8 @@ pub(super) mod word {
     pub const ACTIVATION: usize = 13;
     pub const SOFTCAP: usize = 14;
     pub const ATTENTION: usize = 9;
+    pub const BEST: usize = 9;
+    pub const EACH_BEST: usize = 10;
 }
 
 /// Places of a product's words.

@@ -79,7 +79,7 @@ impl Measured {
     ) -> Result<Self, SessionError> {
         let room = Session::room(gpu, model, pool, options)?;
         let host_rate = quick_read_rate(pool, model.ops(), HOST_BYTES);
-        let (device_rate, _) = gpu.device.read_rate(DEVICE_BYTES, DEVICE_RUNS).map_err(OpenError::Device)?;
+        let device_rate = gpu.device.read_rate(DEVICE_BYTES, DEVICE_RUNS).map_err(OpenError::Device)?;
         Ok(Self { room, host_rate, device_rate })
     }
 

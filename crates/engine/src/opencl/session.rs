@@ -2,7 +2,7 @@
 
 use super::compile::{Plan, SPAN, Table, compile};
 use super::gpu::{Gpu, Numbers, Runner};
-use super::layout::{Layout, Sizes};
+use super::layout::{Layout, MOST_BEST, Sizes};
 use super::model::DeviceModel;
 use super::phase::{NONE, Phase, WORDS};
 use super::placement::Share;
@@ -10,6 +10,7 @@ use crate::kv::{KvLayout, PAGE};
 use crate::loader::Model;
 use crate::m3::{DeviceArena, Handle, Memory, MemoryError, Placed, Region, Stopped, Tenancy, whole};
 use crate::model::op::{Op, RopeTable, Slot};
+use crate::sampler::Wanted;
 use crate::session::EvalError;
 use nexaquant_opencl::{Done, Error, Queue};
 use nexaquant_residency::{Class, Lease};
@@ -170,7 +171,12 @@ impl DeviceSession {
             sizes.batch /= 2;
             sizes.outputs = sizes.outputs.min(sizes.batch);
         }
-        Some(Self::new(tenancy, kv, ropes, sizes))
+        let this = Self::new(tenancy, kv, ropes, sizes);
+        // Not in the middle of the first answer. A device that cannot compile them says so in the step that needs them.
+        for single in [true, false] {
+            drop(this.device.kernel(kv.ty, single));
+        }
+        Some(this)
     }
 
     fn new(tenancy: Tenancy, kv: &KvLayout, ropes: Vec<RopeTable>, sizes: Sizes) -> Self {
@@ -309,18 +315,22 @@ impl DeviceSession {
         let mut raw = std::mem::take(&mut self.raw);
         raw.clear();
         raw.resize(outputs.len() * vocab * 4, 0);
-        let done = self.run(tokens, pos, outputs, Slot::Logits, &mut raw);
+        let done = self.run(tokens, pos, outputs, Wanted::All, &mut raw);
+        self.take_logits(raw);
+        done
+    }
+
+    fn take_logits(&mut self, raw: Vec<u8>) {
         for (x, bytes) in self.logits.iter_mut().zip(raw.chunks_exact(4)) {
             *x = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         }
         self.raw = raw;
-        done
     }
 
     /// One step; the likeliest token after its last one, and nothing else comes back.
     pub fn step_greedy(&mut self, tokens: &[u32], pos: usize) -> Result<u32, EvalError> {
         let mut word = [0; 4];
-        self.run(tokens, pos, &(tokens.len() - 1..tokens.len()), Slot::X, &mut word)?;
+        self.run(tokens, pos, &(tokens.len() - 1..tokens.len()), Wanted::Largest, &mut word)?;
         match u32::from_le_bytes(word) {
             NONE => {
                 let name = "the logits are no numbers; the model file is damaged".to_owned();
@@ -330,12 +340,37 @@ impl DeviceSession {
         }
     }
 
+    /// One step; `k` of the likeliest tokens after its last one with their logits, in no order, and nothing else comes back. Of
+    /// equals those with lower ids; logits that are no numbers come before all others. All tokens, where there are no more than `k`.
+    pub fn step_best(&mut self, tokens: &[u32], pos: usize, k: usize) -> Result<Vec<(u32, f32)>, EvalError> {
+        let k = k.min(MOST_BEST).min(self.device.model.architecture().vocab);
+        let mut pairs = vec![0; 8 * k];
+        self.run(tokens, pos, &(tokens.len() - 1..tokens.len()), Wanted::Best(k), &mut pairs)?;
+        let word = |b: &[u8]| u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+        Ok(pairs.chunks_exact(8).map(|b| (word(&b[4..]), f32::from_bits(word(b)))).collect())
+    }
+
+    /// Brings the logits of the last step's one output, of which only the best came back, to where [`Self::logits`] finds them. Must
+    /// come before the session rests.
+    pub fn bring_logits(&mut self) -> Result<(), EvalError> {
+        let Some(Scratch { layout, .. }) = &self.scratch else {
+            unreachable!("the step's buffers are still there")
+        };
+        let (line, width) = layout.slots[Slot::Logits as usize];
+        let mut raw = std::mem::take(&mut self.raw);
+        raw.clear();
+        raw.resize(width * 4, 0);
+        let done = self.arena.compute().read(&self.arena.buffer, line as usize * 16, &mut raw);
+        self.take_logits(raw);
+        Ok(done?)
+    }
+
     fn run(
         &mut self,
         tokens: &[u32],
         pos: usize,
         outputs: &Range<usize>,
-        what: Slot,
+        what: Wanted,
         to: &mut [u8],
     ) -> Result<(), EvalError> {
         let done = self.ready(tokens.len(), outputs.len(), pos + tokens.len());
@@ -366,7 +401,7 @@ impl DeviceSession {
         tokens: &[u32],
         pos: usize,
         outputs: &Range<usize>,
-        what: Slot,
+        what: Wanted,
         to: &mut [u8],
     ) -> Result<(), Stopped> {
         self.write_inputs(queue, tokens, pos)?;
@@ -383,6 +418,7 @@ impl DeviceSession {
             token: if single { tokens[0] } else { NONE },
             outputs: (outputs.start as u32, outputs.len() as u32),
             splits: if single { splits as u32 } else { 1 },
+            best: if let Wanted::Best(k) = what { k as u32 } else { 0 },
         };
         let kernel = device.kernel(self.kv.ty, single)?;
         let kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
@@ -400,8 +436,8 @@ impl DeviceSession {
         let head = !outputs.is_empty();
         let end = match what {
             _ if !head => table.body,
-            Slot::Logits => table.head,
-            _ => table.phases.len(),
+            Wanted::All => table.head,
+            Wanted::Largest | Wanted::Best(_) => table.phases.len(),
         };
         let last = if self.held.is_empty() {
             let start = |part: usize| if part == 0 { 0 } else { table.ends[part - 1] };
@@ -417,8 +453,12 @@ impl DeviceSession {
         } else {
             runner.run(0..end, kinds, numbers, &[])?.map(Arc::new)
         };
-        let from =
-            if what == Slot::Logits { scratch.layout.slots[what as usize].0 } else { scratch.layout.tokens };
+        let layout = &scratch.layout;
+        let from = match what {
+            Wanted::All => layout.slots[Slot::Logits as usize].0,
+            Wanted::Largest => layout.tokens,
+            Wanted::Best(_) => layout.best,
+        };
         if head {
             fetch(arena, queue, from, to)?;
         } else {
@@ -516,6 +556,7 @@ fn plan(
         tokens: layout.tokens,
         partial: layout.partial,
         maxima: layout.maxima,
+        best: layout.best,
         max_splits: layout.max_splits as u32,
         local: (gpu.found().local as usize).saturating_sub(fixed),
     };

@@ -1,10 +1,15 @@
 //! Products of every format on a device, alone: against the CPU's kernels, on records that both have quantized.
 
-use super::compile::{OnDevice, PLANES, record_bytes};
+use super::compile::{CHOICE_LOCAL, OnDevice, PLANES, choice, record_bytes};
 use super::formats::{STORED, Stored, grain_code};
 use super::gpu::{Gpu, GpuOptions, Numbers, Runner};
+use super::layout::{MOST_BEST, each_best};
 use super::phase::{Do, NONE, PRODUCT, Phase, product, word};
 use super::source::Traits;
+use crate::m3::{Memory, MemoryOptions};
+use crate::sampler::Wanted;
+use crate::session::Best;
+use crate::{LoadOptions, Model, Pool, PoolOptions, Session, SessionOptions};
 use nexaquant_kernels::{
     Acts, BoundKernel, F32Cols, FORMATS, Format, I8Cols, Isa, Layout, Line, Mode, Ops, Out, Weights,
 };
@@ -149,7 +154,8 @@ fn on_device(
     let runner =
         Runner { gpu, queue: &queue, kernel, arena: &arena, sync: &sync, local, table, lines, pages: 0 };
     let kinds: Vec<u32> = phases.iter().map(Phase::kind).collect();
-    let numbers = Numbers { pos: 0, tokens: n as u32, token: NONE, outputs: (0, n as u32), splits: 1 };
+    let numbers =
+        Numbers { pos: 0, tokens: n as u32, token: NONE, outputs: (0, n as u32), splits: 1, best: 0 };
     runner.run(0..phases.len(), &kinds, numbers, &[]).unwrap();
     let mut after = vec![0; end];
     queue.read(&arena, 0, &mut after).unwrap();
@@ -167,6 +173,164 @@ fn on_device(
         .chunks_exact(4)
         .map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
         .collect()
+}
+
+/// The `k` likeliest tokens of some logits, or where `k` is 0 the likeliest, as the device finds them after a head.
+fn likeliest(gpu: &Gpu, kernel: &Kernel, logits: &[f32], k: usize) -> Vec<(u32, u32)> {
+    // Lines: phases, logits, maxima, results, the token; between them words that nobody may touch.
+    let room = 8 * (k.max(1) + gpu.groups * each_best(gpu, logits.len()).min(k.max(1)));
+    let sizes = [4096, logits.len() * 4, gpu.groups * 8, room, 4];
+    let mut at = [0; 5];
+    let mut end = 0;
+    for (at, size) in at.iter_mut().zip(sizes) {
+        *at = end;
+        end += size.next_multiple_of(16) + 64;
+    }
+    let line = |of: usize| (at[of] / 16) as u32;
+    let phases = choice(gpu, logits.len(), [line(1), 0, logits.len() as u32], line(2), line(3), line(4));
+    let mut image = vec![0xaa; end];
+    image[..4096][..phases.len() * 256].copy_from_slice(&Phase::bytes(&phases));
+    for (to, x) in image[at[1]..].chunks_exact_mut(4).zip(logits) {
+        to.copy_from_slice(&x.to_le_bytes());
+    }
+    let (queue, arena, sync) =
+        (gpu.device.queue().unwrap(), gpu.device.buffer(end).unwrap(), gpu.device.buffer(64).unwrap());
+    queue.zero(&sync, 0..64).unwrap();
+    queue.write(&arena, 0, &image).unwrap();
+    let local = CHOICE_LOCAL.max(8 * gpu.shape.group).next_multiple_of(16);
+    let runner = Runner {
+        gpu,
+        queue: &queue,
+        kernel,
+        arena: &arena,
+        sync: &sync,
+        local,
+        table: 0,
+        lines: 0,
+        pages: 0,
+    };
+    let kinds: Vec<u32> = phases.iter().map(Phase::kind).collect();
+    let numbers = Numbers { pos: 0, tokens: 1, token: NONE, outputs: (0, 1), splits: 1, best: k as u32 };
+    runner.run(0..phases.len(), &kinds, numbers, &[]).unwrap();
+    let mut after = vec![0; end];
+    queue.read(&arena, 0, &mut after).unwrap();
+    let written = if k == 0 { [2, 4] } else { [3, 3] };
+    for of in 0..5 {
+        let (from, to) = (at[of], at.get(of + 1).map_or(end, |at| *at));
+        let from = from + if written.contains(&of) { sizes[of] } else { 0 };
+        assert!(after[from..to] == image[from..to], "wrote beside region {of} of {} best {k}", logits.len());
+    }
+    let word = |at: usize| u32::from_le_bytes([after[at], after[at + 1], after[at + 2], after[at + 3]]);
+    match k {
+        0 => vec![(word(at[4]), 0)],
+        _ => (0..k).map(|i| (word(at[3] + 8 * i + 4), word(at[3] + 8 * i))).collect(),
+    }
+}
+
+/// What a sampler wants first, said as simply as can be: no numbers, then large ones, of equals the lower id.
+fn in_order(logits: &[f32]) -> Vec<(u32, u32)> {
+    let bad = |x: f32| x.is_nan() || x == f32::INFINITY;
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    // A stable sort: what is neither more nor less stays in the order of the ids.
+    ids.sort_by(|a, b| {
+        let (a, b) = (logits[*a as usize], logits[*b as usize]);
+        bad(b).cmp(&bad(a)).then(b.partial_cmp(&a).filter(|_| !bad(a)).unwrap_or(std::cmp::Ordering::Equal))
+    });
+    ids.into_iter().map(|id| (id, logits[id as usize].to_bits())).collect()
+}
+
+#[test]
+fn the_likeliest_tokens_are_those_that_sorting_all_brings_first() {
+    let Some(some) = gpu() else { return };
+    let found = find().unwrap();
+    let alone = GpuOptions { groups: 1, persistent: Some(true), ..GpuOptions::default() };
+    let alone = Gpu::open(&found[0], alone).unwrap();
+    let traits = Traits { codes: BTreeSet::from([17]), grains: 1, kv: 1, head_dim: 64 };
+    for gpu in [some, alone] {
+        let kernel = gpu.kernel(&traits, true).unwrap();
+        for n in [1, 2, 3, 5, 255, 256, 257, 1000, 5003] {
+            let random = random(n, n as u64);
+            let few: Vec<f32> = random.iter().map(|x| (x * 3.0).round() / 7.0).collect();
+            let near: Vec<f32> =
+                random.iter().map(|x| f32::from_bits(0x4120_0000 + (x.abs() * 40.0) as u32)).collect();
+            let with = |values: &[f32]| {
+                let mut all = random.clone();
+                for (i, x) in all.iter_mut().enumerate().filter(|(i, _)| i * 7 % 5 == 3) {
+                    *x = values[i % values.len()];
+                }
+                all
+            };
+            let zeros = random.iter().map(|x| {
+                if *x > 0.5 {
+                    0.0
+                } else if *x > 0.0 {
+                    -0.0
+                } else {
+                    *x
+                }
+            });
+            let cases = [
+                ("numbers", random.clone()),
+                ("many equals", few),
+                ("last bits", near),
+                ("all equal", vec![-2.5; n]),
+                ("both zeros", zeros.collect()),
+                ("forbidden", with(&[f32::NEG_INFINITY])),
+                ("all forbidden", vec![f32::NEG_INFINITY; n]),
+                ("extremes", with(&[f32::MAX, f32::MIN, 1e-45, -1e-45])),
+                ("no numbers", with(&[f32::NAN, -f32::NAN, f32::INFINITY])),
+            ];
+            for (name, logits) in cases {
+                let expected = in_order(&logits);
+                for k in [1, 2, 40, 104, MOST_BEST] {
+                    let k = k.min(n);
+                    let mut got = likeliest(&gpu, &kernel, &logits, k);
+                    let mut expected = expected[..k].to_vec();
+                    got.sort_unstable();
+                    expected.sort_unstable();
+                    assert_eq!(got, expected, "{name}, {k} of {n} on {}", gpu.path());
+                }
+                if name != "no numbers" && name != "all forbidden" {
+                    assert_eq!(likeliest(&gpu, &kernel, &logits, 0)[0].0, expected[0].0, "{name} of {n}");
+                }
+            }
+        }
+    }
+}
+
+/// Through a whole model, in a memory of its own and in one with a budget.
+#[test]
+fn the_likeliest_tokens_of_a_step_are_those_of_its_logits() {
+    let Some(gpu) = gpu() else { return };
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/alpha.gguf");
+    let model = Model::load(path.as_ref(), LoadOptions::default()).unwrap();
+    let mut pool = Pool::new(PoolOptions { threads: Some(1), pin: false }).unwrap();
+    let options = SessionOptions { context: 64, ..SessionOptions::default() };
+    let memory = Memory::on_device(&gpu, MemoryOptions::new(64 << 20)).unwrap();
+    let placed = memory.add("alpha", &model).unwrap();
+    let mut whole = [
+        Session::on_device(&gpu, &model, &pool, options).unwrap(),
+        Session::on_device(&gpu, &model, &pool, options).unwrap(),
+    ];
+    let mut budget = [
+        Session::placed(&placed, &pool, options).unwrap(),
+        Session::placed(&placed, &pool, options).unwrap(),
+    ];
+    let vocab = model.architecture().vocab;
+    for [all, few] in [&mut whole, &mut budget] {
+        for (tokens, k) in [(&[1, 7, 9][..], 40), (&[4], 1), (&[80], MOST_BEST), (&[5], usize::MAX)] {
+            let logits = all.eval(&mut pool, tokens).unwrap().to_vec();
+            let Some(Best::Few(mut got)) = few.eval_best(&mut pool, tokens, Wanted::Best(k)).unwrap() else {
+                unreachable!()
+            };
+            let mut expected = in_order(&logits)[..k.min(MOST_BEST).min(vocab)].to_vec();
+            got.sort_unstable_by_key(|(id, _)| *id);
+            expected.sort_unstable();
+            assert_eq!(got.iter().map(|(id, x)| (*id, x.to_bits())).collect::<Vec<_>>(), expected, "{k}");
+            few.bring_logits().unwrap();
+            assert!(few.logits(0) == logits, "all logits after the best {k}");
+        }
+    }
 }
 
 #[test]

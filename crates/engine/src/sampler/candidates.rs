@@ -6,24 +6,30 @@
 use super::{Rng, SamplingError, SamplingParams};
 use std::cmp::Ordering;
 
-/// The model's logits, with some changed.
+/// Logits to choose by.
 #[derive(Clone, Copy)]
-pub(super) struct Logits<'a> {
-    pub raw: &'a [f32],
-    /// Sorted by id.
-    pub changed: &'a [(u32, f32)],
+pub(super) enum Logits<'a> {
+    /// The model's, with some changed; these sorted by id.
+    All { raw: &'a [f32], changed: &'a [(u32, f32)] },
+    /// Those of some tokens, sorted by id.
+    Some(&'a [(u32, f32)]),
 }
 
 impl Logits<'_> {
     /// Calls `each` with stretches of logits and the id each starts at, in order.
     fn stretches(self, mut each: impl FnMut(u32, &[f32])) {
-        let mut start = 0;
-        for &(id, logit) in self.changed {
-            each(start, &self.raw[start as usize..id as usize]);
-            each(id, &[logit]);
-            start = id + 1;
+        match self {
+            Logits::All { raw, changed } => {
+                let mut start = 0;
+                for &(id, logit) in changed {
+                    each(start, &raw[start as usize..id as usize]);
+                    each(id, &[logit]);
+                    start = id + 1;
+                }
+                each(start, &raw[start as usize..]);
+            }
+            Logits::Some(list) => list.iter().for_each(|&(id, logit)| each(id, &[logit])),
         }
-        each(start, &self.raw[start as usize..]);
     }
 
     /// The largest logit and the lowest id that has it, in one pass.
@@ -76,6 +82,16 @@ impl Logits<'_> {
     }
 }
 
+/// Whether a filter needs the probabilities of all tokens that are left before it.
+pub(super) fn has_shares(params: &SamplingParams) -> bool {
+    params.typical_p < 1.0 || params.top_p < 1.0
+}
+
+/// The least logit that min-p leaves where the largest is `max`; without it, the least that is not forbidden.
+pub(super) fn least(max: f32, params: &SamplingParams) -> f32 {
+    if params.min_p > 0.0 { (max + params.min_p.ln()).max(f32::MIN) } else { f32::MIN }
+}
+
 /// A token that may be drawn.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Candidate {
@@ -85,9 +101,9 @@ pub(super) struct Candidate {
     weight: f64,
 }
 
-/// Most probable first, the lower id first among equals.
+/// Most probable first, the lower id first among equals. Both zeros are equal; nothing here is NaN.
 fn by_logit(a: &Candidate, b: &Candidate) -> Ordering {
-    b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
+    (b.logit + 0.0).total_cmp(&(a.logit + 0.0)).then(a.id.cmp(&b.id))
 }
 
 /// The list of tokens left. It has room for all.
@@ -107,11 +123,10 @@ impl Candidates {
     ///
     /// `max`: the largest logit.
     pub fn filter(&mut self, logits: Logits, max: f32, params: &SamplingParams) {
-        let shares = params.typical_p < 1.0 || params.top_p < 1.0;
-        let min_p_logit = if params.min_p > 0.0 { max + params.min_p.ln() } else { f32::NEG_INFINITY };
+        let shares = has_shares(params);
         // Min-p is the last filter, but top-k before it does not mind: both keep a front of the same order.
-        let least = if shares { f32::NEG_INFINITY } else { min_p_logit };
-        self.collect(logits, least.max(f32::MIN), params.top_k);
+        let least = if shares { f32::MIN } else { least(max, params) };
+        self.collect(logits, least, params.top_k);
         if shares {
             if params.typical_p < 1.0 {
                 self.keep_typical(max, f64::from(params.typical_p));
@@ -126,23 +141,23 @@ impl Candidates {
                 self.0.retain(|c| c.logit >= least);
             }
         }
-        if shares || params.top_k > 0 {
+        if shares {
             self.0.sort_unstable_by_key(|c| c.id);
         }
     }
 
-    /// The tokens with a logit of at least `least`; of these the `top_k` most probable, if `top_k` is not 0.
+    /// The tokens with a logit of at least `least`; of these the `top_k` most probable, if `top_k` is not 0. In the order of their ids,
+    /// so that the sums over them do not depend on where they came from.
     fn collect(&mut self, logits: Logits, mut least: f32, top_k: usize) {
         self.0.clear();
-        let capacity = self.0.capacity();
         let list = &mut self.0;
-        if top_k == 0 || top_k >= capacity {
+        if top_k == 0 {
             logits.at_least(least, |id, logit| list.push(Candidate { id, logit, weight: 0.0 }));
             return;
         }
         // When the list has grown to twice k, the lower half can never be among the best k, and neither can anything
         // below the worst of the upper half. Equal logits come later and so have higher ids: they are out as well.
-        let full = (2 * top_k).max(64).min(capacity);
+        let full = top_k.saturating_mul(2).max(64);
         logits.stretches(|start, stretch| {
             for (at, &logit) in stretch.iter().enumerate() {
                 if logit >= least {
@@ -162,6 +177,7 @@ impl Candidates {
             list.select_nth_unstable_by(top_k - 1, by_logit);
             list.truncate(top_k);
         }
+        list.sort_unstable_by_key(|c| c.id);
     }
 
     /// Sets every weight to exp(logit − max); returns their sum.

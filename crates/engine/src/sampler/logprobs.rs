@@ -20,7 +20,7 @@ pub fn log_probs(logits: &[f32], id: u32, top_n: usize) -> Result<LogProbs, Samp
     let Some(&logit) = logits.get(id as usize) else {
         return Err(SamplingError::LogitCount { found: logits.len(), wanted: id as usize + 1 });
     };
-    let (_, max) = super::candidates::Logits { raw: logits, changed: &[] }.max()?;
+    let (_, max) = super::candidates::Logits::All { raw: logits, changed: &[] }.max()?;
     let max = f64::from(max);
     let sum: f64 = logits.iter().map(|&x| (f64::from(x) - max).exp()).sum();
     let log_sum = sum.ln();

@@ -24,8 +24,22 @@ pub use params::SamplingParams;
 pub use rng::Rng;
 pub use stop::{StopMatcher, StopStep};
 
-use candidates::Candidates;
+use candidates::{Candidates, Logits, has_shares, least};
 use penalties::Window;
+
+/// What a sampler must know of the model's logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// All of them.
+    All,
+    /// Which is the largest.
+    Largest,
+    /// So many of the largest, for [`Sampler::sample_best`].
+    Best(usize),
+}
+
+/// How many of the largest logits to ask for where only min-p bounds what is left. As a rule that is far fewer.
+const BEST_FOR_MIN_P: usize = 128;
 
 /// Why no token can be chosen.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -152,8 +166,14 @@ impl Sampler {
         if logits.len() != self.vocab_size {
             return Err(SamplingError::LogitCount { found: logits.len(), wanted: self.vocab_size });
         }
-        self.collect_changed(logits);
-        let logits = candidates::Logits { raw: logits, changed: &self.changed };
+        self.collect_changed(|id| logits.get(id as usize).copied());
+        let changed = std::mem::take(&mut self.changed);
+        let token = self.choose(Logits::All { raw: logits, changed: &changed });
+        self.changed = changed;
+        token
+    }
+
+    fn choose(&mut self, logits: Logits<'_>) -> Result<u32, SamplingError> {
         let (best, max) = logits.max()?;
         if self.params.temperature == 0.0 {
             return Ok(best);
@@ -162,15 +182,61 @@ impl Sampler {
         Ok(self.candidates.draw(self.params.temperature, &mut self.rng))
     }
 
-    /// Whether the model's own largest logit always wins, so that nobody need see the others.
-    pub(crate) fn takes_the_largest(&self) -> bool {
+    /// What the next token depends on. `most`: of how many of the largest logits the caller can tell.
+    ///
+    /// What only lowers logits lets the best `k` come from the best `k` and one more for each that may be lowered.
+    pub(crate) fn wanted(&self, most: usize) -> Wanted {
         let p = &self.params;
         let penalties = p.repeat_penalty != 1.0 || p.presence_penalty != 0.0 || p.frequency_penalty != 0.0;
-        p.temperature == 0.0 && !penalties && self.bias.is_empty()
+        if p.temperature == 0.0 && !penalties && self.bias.is_empty() {
+            return Wanted::Largest;
+        }
+        let lowers = p.repeat_penalty >= 1.0
+            && p.presence_penalty >= 0.0
+            && p.frequency_penalty >= 0.0
+            && self.bias.iter().all(|(_, bias)| *bias <= 0.0);
+        let lowered = self.bias.len() + self.window.counts().len();
+        let k = if p.temperature == 0.0 { 1 } else { p.top_k };
+        let enough = k.saturating_add(lowered);
+        if lowers && k > 0 && enough <= most {
+            Wanted::Best(enough)
+        } else if lowers && p.min_p > 0.0 && !has_shares(p) {
+            Wanted::Best(BEST_FOR_MIN_P.min(most))
+        } else {
+            Wanted::All
+        }
+    }
+
+    /// Chooses the next token as [`Self::sample`] would, from as many of the largest logits as [`Self::wanted`] has asked for, or from
+    /// all if there are fewer; in any order. Of equal logits those with lower ids must be there; NaN and infinity count as
+    /// larger than all others. `None` where these are not enough, and nothing has happened then: all must be sampled from.
+    ///
+    /// # Errors
+    /// As [`Self::sample`].
+    pub(crate) fn sample_best(&mut self, best: &mut [(u32, f32)]) -> Result<Option<u32>, SamplingError> {
+        best.sort_unstable_by_key(|(id, _)| *id);
+        let lowest = best.iter().fold(f32::INFINITY, |least, (_, logit)| least.min(*logit));
+        let raw = |id| best.binary_search_by_key(&id, |(id, _)| *id).ok().map(|at| best[at].1);
+        self.collect_changed(raw);
+        for &(id, logit) in &self.changed {
+            if let Ok(at) = best.binary_search_by_key(&id, |(id, _)| *id) {
+                best[at].1 = logit;
+            }
+        }
+        let logits = Logits::Some(best);
+        let k = if self.params.temperature == 0.0 { 1 } else { self.params.top_k };
+        let lowered = self.bias.len() + self.window.counts().len();
+        let enough = best.len() == self.vocab_size || (k > 0 && k.saturating_add(lowered) <= best.len());
+        match logits.max() {
+            // Others may be left.
+            Err(SamplingError::NothingLeft) if !enough => Ok(None),
+            Ok((_, max)) if !enough && lowest >= least(max, &self.params) => Ok(None),
+            _ => self.choose(logits).map(Some),
+        }
     }
 
     /// Works out the logits that differ from the model's.
-    fn collect_changed(&mut self, logits: &[f32]) {
+    fn collect_changed(&mut self, raw: impl Fn(u32) -> Option<f32>) {
         self.changed.clear();
         let (mut bias, mut counts) = (self.bias.iter().peekable(), self.window.counts().iter().peekable());
         loop {
@@ -182,7 +248,7 @@ impl Sampler {
             };
             let add = bias.next_if(|b| b.0 == next).map_or(0.0, |b| b.1);
             let count = counts.next_if(|c| c.0 == next).map_or(0, |c| c.1);
-            let Some(&raw) = logits.get(next as usize) else { continue };
+            let Some(raw) = raw(next) else { continue };
             // Infinities of the model stay what they are, so that they are noticed or forbid.
             let logit = if raw.is_finite() { self.params.penalize(raw + add, count) } else { raw };
             self.changed.push((next, logit));

@@ -1,6 +1,6 @@
 use super::Rng;
 use super::*;
-use proptest::prelude::{Just, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
+use proptest::prelude::{Just, Strategy, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
 fn sampler(params: SamplingParams, vocab_size: usize) -> Sampler {
     Sampler::new(params, vocab_size, 512).unwrap()
@@ -377,7 +377,138 @@ fn stopped(stops: &[String], text: &str) -> (String, Option<usize>) {
     best.map_or((text.to_owned(), None), |(_, start, index)| (text[..start].to_owned(), Some(index)))
 }
 
+/// The `k` largest logits as a device tells them, in an order that means nothing.
+fn largest(logits: &[f32], k: usize) -> Vec<(u32, f32)> {
+    let bad = |x: f32| x.is_nan() || x == f32::INFINITY;
+    let mut list: Vec<(u32, f32)> = logits.iter().enumerate().map(|(id, &x)| (id as u32, x)).collect();
+    list.sort_by(|(_, a), (_, b)| match (bad(*a), bad(*b)) {
+        (false, false) => b.partial_cmp(a).unwrap(),
+        (a, b) => b.cmp(&a),
+    });
+    list.truncate(k);
+    list.reverse();
+    list
+}
+
+/// Samples from the largest logits, if that is possible, and from all; both must choose alike. Whether the former was enough.
+fn same_from_the_largest(params: &SamplingParams, recent: &[u32], logits: &[f32], most: usize) -> bool {
+    let mut all = sampler(params.clone(), logits.len());
+    for &token in recent {
+        all.accept(token);
+    }
+    let mut few = all.clone();
+    let mut enough = false;
+    for _ in 0..4 {
+        let expected = all.sample(logits);
+        let found = match few.wanted(most) {
+            Wanted::All | Wanted::Largest => None,
+            Wanted::Best(k) => {
+                assert!(k <= most);
+                few.sample_best(&mut largest(logits, k)).transpose()
+            }
+        };
+        enough = found.is_some();
+        // NaN is not equal to itself.
+        let found = found.unwrap_or_else(|| few.sample(logits));
+        assert_eq!(format!("{found:?}"), format!("{expected:?}"));
+        let Ok(token) = found else { continue };
+        all.accept(token);
+        few.accept(token);
+        assert_eq!(few.candidates.as_slice(), all.candidates.as_slice());
+    }
+    enough
+}
+
+#[test]
+fn the_largest_logits_are_asked_for_where_they_are_enough() {
+    let best = |params: SamplingParams| {
+        let mut s = sampler(params, 1000);
+        (0..10).for_each(|token| s.accept(token));
+        s.wanted(256)
+    };
+    let top_k = |top_k| SamplingParams { top_k, ..open() };
+    assert_eq!(best(open()), Wanted::All);
+    assert_eq!(best(SamplingParams::greedy()), Wanted::Largest);
+    assert_eq!(best(top_k(40)), Wanted::Best(40));
+    assert_eq!(best(top_k(256)), Wanted::Best(256));
+    assert_eq!(best(top_k(257)), Wanted::All);
+    // The penalties of the default lower ten tokens; with temperature 0 one of eleven is left.
+    let penalty = SamplingParams { repeat_penalty: 1.1, ..top_k(40) };
+    assert_eq!(best(penalty.clone()), Wanted::Best(50));
+    assert_eq!(best(SamplingParams { temperature: 0.0, ..penalty.clone() }), Wanted::Best(11));
+    for raises in [
+        SamplingParams { repeat_penalty: 0.9, ..penalty.clone() },
+        SamplingParams { presence_penalty: -0.1, ..penalty.clone() },
+        SamplingParams { frequency_penalty: -0.1, ..penalty.clone() },
+        SamplingParams { logit_bias: vec![(3, 0.5)], ..penalty.clone() },
+    ] {
+        assert_eq!(best(raises), Wanted::All);
+    }
+    assert_eq!(best(SamplingParams { logit_bias: vec![(3, -0.5)], ..penalty }), Wanted::Best(51));
+    // Min-p alone says only afterwards whether they were; a share of all probabilities needs all.
+    assert_eq!(best(SamplingParams::default()), Wanted::Best(BEST_FOR_MIN_P));
+    assert_eq!(best(SamplingParams { top_p: 0.9, ..SamplingParams::default() }), Wanted::All);
+    assert_eq!(best(SamplingParams { top_p: 0.9, top_k: 40, ..open() }), Wanted::Best(40));
+}
+
+#[test]
+fn the_largest_logits_give_the_token_that_all_give() {
+    let flat = [1.0; 1000];
+    let steep: Vec<f32> = (0..1000).map(|i| -(i as f32) / 10.0).collect();
+    let recent: Vec<u32> = (0..30).collect();
+    let default = SamplingParams { seed: Some(5), ..SamplingParams::default() };
+    assert!(same_from_the_largest(&default, &recent, &steep, 256));
+    // All are as likely as the likeliest.
+    assert!(!same_from_the_largest(&default, &recent, &flat, 256));
+    let top_k = SamplingParams { top_k: 20, ..default.clone() };
+    assert!(same_from_the_largest(&top_k, &recent, &flat, 256));
+    // Those that are the largest may not come.
+    let forbidden = (0..200).map(|id| (id, f32::NEG_INFINITY)).collect();
+    let forbidden = SamplingParams { logit_bias: forbidden, ..default };
+    assert!(!same_from_the_largest(&forbidden, &recent, &steep, 256));
+    assert!(same_from_the_largest(&SamplingParams { top_k: 20, ..forbidden }, &recent, &steep, 256));
+    // Fewer tokens than were asked for, and both zeros.
+    assert!(same_from_the_largest(&top_k, &[1], &[0.5, 0.5, -1.0], 256));
+    for at in 0..5 {
+        let mut zeros = [0.0; 5];
+        zeros[at] = -0.0;
+        assert!(same_from_the_largest(&SamplingParams { top_k: 2, ..open() }, &[], &zeros, 256));
+    }
+}
+
 proptest! {
+    #[test]
+    fn the_largest_logits_are_enough_or_say_so(
+        values in prop::collection::vec(
+            prop_oneof![6 => (-40_i32..40).prop_map(|x| x as f32 / 8.0), 2 => -12.0_f32..12.0, 1 => Just(f32::NEG_INFINITY)],
+            1..400,
+        ),
+        bad in prop::option::weighted(0.1, prop_oneof![Just(f32::NAN), Just(f32::INFINITY)]),
+        recent in prop::collection::vec(0_u32..60, 0..20),
+        top_k in prop_oneof![Just(0_usize), 1..50_usize],
+        top_p in prop_oneof![Just(1.0_f32), 0.0..1.0_f32],
+        min_p in prop_oneof![Just(0.0_f32), 0.0..1.0_f32],
+        typical_p in prop_oneof![2 => Just(1.0_f32), 1 => 0.0..1.0_f32],
+        temperature in prop_oneof![1 => Just(0.0_f32), 4 => 0.1..2.0_f32],
+        penalties in prop_oneof![Just([1.0_f32, 0.0, 0.0]), [0.9..2.0_f32, -0.1..1.0_f32, -0.1..1.0_f32]],
+        bias in prop::option::of(prop_oneof![Just(f32::NEG_INFINITY), -3.0_f32..0.5]),
+        most in 1..200_usize,
+    ) {
+        let mut logits = values;
+        let last = logits.len() - 1;
+        if let Some(bad) = bad {
+            logits[last / 2] = bad;
+        }
+        let recent: Vec<u32> = recent.into_iter().filter(|&id| (id as usize) < logits.len()).collect();
+        let [repeat_penalty, presence_penalty, frequency_penalty] = penalties;
+        let params = SamplingParams {
+            top_k, top_p, min_p, typical_p, temperature, repeat_penalty, presence_penalty, frequency_penalty,
+            logit_bias: bias.map(|b| (last as u32, b)).into_iter().collect(),
+            ..open()
+        };
+        same_from_the_largest(&params, &recent, &logits, most);
+    }
+
     #[test]
     fn stop_strings_do_not_depend_on_the_pieces(
         stops in prop::collection::vec("[abé]{1,4}", 0..4),

@@ -17,6 +17,7 @@ mod table;
 pub mod visit;
 
 use crate::args::{BenchArgs, BenchCommand};
+use crate::engine;
 use crate::failure::Failure;
 use crate::options::{self, mode};
 use crate::output::note;
@@ -51,12 +52,28 @@ fn models(args: &BenchArgs) -> Result<(), Failure> {
         .collect();
     let names: Vec<&str> =
         if args.models.is_empty() { vec!["alpha"] } else { args.models.iter().map(String::as_str).collect() };
+    let engine = options::Engine {
+        load,
+        pool: PoolOptions { threads: None, pin: !args.no_pin },
+        context: None,
+        kv: KvType::F16,
+        batch: args.batch.into(),
+        budget: args.budget,
+        device: args.device.clone(),
+        gpu: GpuOptions::default(),
+        gpu_layers: None,
+    };
+    let gpu = engine::gpu(&engine)?;
     // Before a pool pins this thread.
     let (parallelism, default) = (topology().parallelism, topology().default_threads());
-    let threads: Vec<usize> = if args.threads.is_empty() {
-        vec![default]
-    } else {
-        args.threads.iter().map(|&n| n.into()).collect()
+    let threads: Vec<Option<usize>> = match (&gpu, &args.threads[..]) {
+        (None, []) => vec![Some(default)],
+        (None, some) => some.iter().map(|&n| Some(n.into())).collect(),
+        (Some(_), []) => vec![None],
+        (Some(gpu), [_, ..]) => {
+            let text = "rows of a device have no threads; leave one of --threads and --device out";
+            return Err(Failure::Input(format!("--threads with --device {}: {text}", gpu.found().name)));
+        }
     };
     let count = names.len().saturating_mul(threads.len() * args.kv.len() * kinds.len());
     if count == 0 {
@@ -67,7 +84,7 @@ fn models(args: &BenchArgs) -> Result<(), Failure> {
             format!("{count} rows are too many: at most {MOST_ROWS} of models x threads x kv x lengths");
         return Err(Failure::Input(text));
     }
-    if let Some(&n) = threads.iter().find(|&&n| n > parallelism) {
+    if let Some(n) = threads.iter().flatten().find(|&&n| n > parallelism) {
         note("warning: ", &format!("{n} threads share {parallelism} processors; fewer would be faster"));
     }
 
@@ -85,19 +102,7 @@ fn models(args: &BenchArgs) -> Result<(), Failure> {
     for row in &rows {
         fits(row.cell())?;
     }
-    let engine = options::Engine {
-        load,
-        pool: PoolOptions { threads: None, pin: !args.no_pin },
-        context: None,
-        kv: KvType::F16,
-        batch: args.batch.into(),
-        budget: args.budget,
-        // What it compares with is the CPU's.
-        device: "cpu".to_owned(),
-        gpu: GpuOptions::default(),
-        gpu_layers: None,
-    };
-    let bench = Bench::new(engine, &subjects)?;
+    let bench = Bench::new(engine, gpu, &subjects)?;
     for _ in 0..args.repeat {
         for row in &mut rows {
             let found = bench.visit(row.cell())?;
@@ -116,10 +121,12 @@ fn models(args: &BenchArgs) -> Result<(), Failure> {
         text("unit"),
         number("share"),
     ];
-    let lines: Vec<Vec<String>> = rows.iter().map(Row::text).collect();
+    let device = bench.gpu.as_ref().map(|gpu| gpu.found().name.as_str());
+    let lines: Vec<Vec<String>> = rows.iter().map(|row| row.text(device)).collect();
     table::print(args.output, &columns, &lines, || {
         json!({
             "isa": Isa::detect().ok().map(Isa::name),
+            "device": device,
             "repeats": args.repeat,
             "batch": args.batch,
             "budget_bytes": args.budget,
@@ -132,10 +139,7 @@ fn models(args: &BenchArgs) -> Result<(), Failure> {
 fn fits(cell: &Cell<'_>) -> Result<(), Failure> {
     let model = &cell.subject.model;
     let made_for = model.architecture().hparams.context_length;
-    let (flag, needed) = match cell.kind {
-        Kind::Prompt(n) => ("-p", n),
-        Kind::Answer(n) => ("-n", n + 1 + visit::beginning(model)?.len()),
-    };
+    let (flag, needed) = (if matches!(cell.kind, Kind::Prompt(_)) { "-p" } else { "-n" }, cell.needed()?);
     if needed <= made_for {
         return Ok(());
     }

@@ -15,13 +15,15 @@ pub struct Row<'a> {
 /// A figure, and the limit it stands beside.
 struct Beside {
     figure: f64,
-    limit: f64,
+    /// `None` where nothing measures it.
+    limit: Option<f64>,
 }
 
 impl Beside {
     /// `None` where there is nothing to compare, such as products of bytes in a model of floats.
     fn fraction(&self) -> Option<f64> {
-        (self.figure > 0.0 && self.limit > 0.0).then(|| self.figure / self.limit)
+        let limit = self.limit.filter(|limit| self.figure > 0.0 && *limit > 0.0)?;
+        Some(self.figure / limit)
     }
 }
 
@@ -49,11 +51,13 @@ impl<'a> Row<'a> {
             Kind::Answer(_) => model.weight_bytes_per_token() as f64,
             Kind::Prompt(n) => int8_products(model, n) as f64 / n as f64,
         };
-        let limit = median(self.found.iter().map(|f| f.limit).collect());
-        Beside { figure: speed * each / 1e9, limit: limit / 1e9 }
+        let limits: Vec<f64> = self.found.iter().filter_map(|f| f.limit).collect();
+        let limit = (!limits.is_empty()).then(|| median(limits) / 1e9);
+        Beside { figure: speed * each / 1e9, limit }
     }
 
-    pub fn text(&self) -> Vec<String> {
+    /// `device`: what computes, where that is not the CPU.
+    pub fn text(&self, device: Option<&str>) -> Vec<String> {
         let (speed, least, most) = self.speeds();
         let beside = self.beside();
         let unit = match self.cell.kind {
@@ -63,12 +67,12 @@ impl<'a> Row<'a> {
         vec![
             self.cell.subject.name.clone(),
             format!("{:?}", self.cell.kv).to_lowercase(),
-            self.cell.threads.to_string(),
+            self.cell.threads.map_or(device.unwrap_or_default().to_owned(), |n| n.to_string()),
             format!("{} {}", self.cell.kind.name(), self.cell.kind.tokens()),
             figure(speed),
             format!("{} - {}", figure(least), figure(most)),
             figure(beside.figure),
-            figure(beside.limit),
+            beside.limit.map_or(String::new(), figure),
             unit.to_owned(),
             beside.fraction().map_or("-".to_owned(), percent),
         ]

@@ -7,6 +7,7 @@ use crate::failure::Failure;
 use crate::options;
 use nexaquant_engine::kernels::{Isa, Ops};
 use nexaquant_engine::limits::{Region, multiply_add_rate, read_rate};
+use nexaquant_engine::opencl::Gpu;
 use nexaquant_engine::sampler::SamplingParams;
 use nexaquant_engine::{GenerateOptions, Model, Pool, Session, SessionOptions, generate};
 use std::ops::ControlFlow;
@@ -40,9 +41,20 @@ impl Kind {
 #[derive(Clone, Copy)]
 pub struct Cell<'a> {
     pub subject: &'a Subject,
-    pub threads: usize,
+    /// `None` on a device.
+    pub threads: Option<usize>,
     pub kv: Kv,
     pub kind: Kind,
+}
+
+impl Cell<'_> {
+    /// Positions that its tokens take.
+    pub fn needed(&self) -> Result<usize, Failure> {
+        Ok(match self.kind {
+            Kind::Prompt(n) => n,
+            Kind::Answer(n) => n + 1 + beginning(&self.subject.model)?.len(),
+        })
+    }
 }
 
 /// What one visit found.
@@ -50,14 +62,17 @@ pub struct Cell<'a> {
 pub struct Found {
     pub tokens_per_s: f64,
     /// Bytes read a second for an answer, products a second for a prompt: what the machine does at best.
-    pub limit: f64,
+    /// Nothing for a prompt on a device: there is no loop yet that only multiplies there.
+    pub limit: Option<f64>,
 }
 
 /// What all visits share.
 pub struct Bench {
     pub engine: options::Engine,
+    pub gpu: Option<Gpu>,
     ops: Ops,
-    /// As many bytes as the largest model reads a token; `None` where there is not room for that beside the models.
+    /// As many bytes as the largest model reads a token; `None` where there is not room for that beside the models, and on a
+    /// device, which reads memory of its own.
     region: Option<Region>,
 }
 
@@ -67,41 +82,47 @@ const BEGINNING: &str = "Once upon a time";
 const LIMIT_TIME: Duration = Duration::from_millis(15);
 
 impl Bench {
-    pub fn new(engine: options::Engine, subjects: &[Subject]) -> Result<Self, Failure> {
+    pub fn new(engine: options::Engine, gpu: Option<Gpu>, subjects: &[Subject]) -> Result<Self, Failure> {
         let isa = Isa::detect().map_err(Failure::input)?;
         let ops = Ops::new(isa).ok_or_else(|| Failure::Internal(format!("there is no {isa} here")))?;
         let bytes = subjects.iter().map(|s| s.model.weight_bytes_per_token()).max().unwrap_or(0);
         let available = crate::system::System::here().memory().map_or(u64::MAX, |(_, available)| available);
-        let region = if bytes <= available / 2 { Region::new(bytes as usize).ok() } else { None };
-        Ok(Self { engine, ops, region })
+        let room = gpu.is_none() && bytes <= available / 2;
+        let region = if room { Region::new(bytes as usize).ok() } else { None };
+        Ok(Self { engine, gpu, ops, region })
     }
 
     /// Measures a row once.
     pub fn visit(&self, cell: &Cell<'_>) -> Result<Found, Failure> {
         let model = &cell.subject.model;
         let options = options::Engine { kv: options::kv_type(cell.kv), ..self.engine.clone() };
-        // One pool at a time: idle workers of another would take turns with these.
-        let pin = self.engine.pool.pin;
-        let mut pool = Pool::new(nexaquant_engine::PoolOptions { threads: Some(cell.threads), pin })
+        // One pool at a time: idle workers of another would take turns with these. Beside a device one has nothing to do.
+        let (pin, threads) = (self.engine.pool.pin, cell.threads.unwrap_or(1));
+        let mut pool = Pool::new(nexaquant_engine::PoolOptions { threads: Some(threads), pin })
             .map_err(|error| engine::threads(&error))?;
-        let session = SessionOptions { context: 0, all_threads: true, ..options.session(0) };
-        let mut session = engine::session(model, &mut pool, &options, session)?;
-        match cell.kind {
-            Kind::Prompt(n) => {
-                let tokens_per_s = prompt(&mut session, &mut pool, n)?;
-                drop(session);
-                Ok(Found { tokens_per_s, limit: multiply_add_rate(&mut pool, self.ops, LIMIT_TIME) })
+        // A device gives the cache all of its room at once.
+        let context = if self.gpu.is_some() { cell.needed()? } else { 0 };
+        let session = SessionOptions { context, all_threads: true, ..options.session(0) };
+        let budget = self.engine.budget;
+        let mut session = engine::session_on(self.gpu.as_ref(), model, &pool, budget, session)?;
+        let bytes = model.weight_bytes_per_token() as usize;
+        let tokens_per_s = match cell.kind {
+            Kind::Prompt(n) => prompt(&mut session, &mut pool, n)?,
+            Kind::Answer(n) => answer(&mut session, &mut pool, n)?,
+        };
+        drop(session);
+        let limit = match (cell.kind, &self.gpu) {
+            (Kind::Prompt(_), Some(_)) => None,
+            (Kind::Prompt(_), None) => Some(multiply_add_rate(&mut pool, self.ops, LIMIT_TIME)),
+            // The same number of bytes, so that a model in a cache is compared with that cache.
+            (Kind::Answer(_), Some(gpu)) => Some(gpu.read_rate(bytes).map_err(Failure::input)?),
+            (Kind::Answer(_), None) => {
+                // Where memory is short, the file's own.
+                let all = self.region.as_ref().map_or(model.file().bytes(), Region::bytes);
+                Some(read_rate(&mut pool, self.ops, &all[..all.len().min(bytes)], LIMIT_TIME))
             }
-            Kind::Answer(n) => {
-                let tokens_per_s = answer(&mut session, &mut pool, n)?;
-                drop(session);
-                // The same number of bytes, so that a model in a cache is compared with that cache. Where memory is
-                // short, the file's own.
-                let bytes = self.region.as_ref().map_or(model.file().bytes(), Region::bytes);
-                let bytes = &bytes[..bytes.len().min(model.weight_bytes_per_token() as usize)];
-                Ok(Found { tokens_per_s, limit: read_rate(&mut pool, self.ops, bytes, LIMIT_TIME) })
-            }
-        }
+        };
+        Ok(Found { tokens_per_s, limit })
     }
 }
 

@@ -72,10 +72,8 @@ pub fn m3(mut args: M3Args) -> Result<(), Failure> {
         SessionOptions { context: options.context.unwrap_or(needed).max(needed), ..options.session(0) };
 
     // In a pool of its own, which is gone before the engine makes one. What the run would be refused with, it is refused
-    // with here. Of a device nothing is foretold.
-    let planned = if gpu.is_some() {
-        None
-    } else {
+    // with here.
+    let planned = {
         let mut pool = engine::pool(&options)?;
         let answer = scenario.tokens as usize;
         let rehearsal = Rehearsal { memory: scenario.memory, session, filled: 0, answer };
@@ -86,7 +84,7 @@ pub fn m3(mut args: M3Args) -> Result<(), Failure> {
             prompt: longest(Some(i)),
         };
         let roles: Vec<Role> = scenario.models.iter().enumerate().map(role).collect();
-        Some(plan(&roles, &rehearsal, &mut pool).map_err(Failure::input)?)
+        plan(&roles, &rehearsal, gpu.as_ref(), &mut pool).map_err(Failure::input)?
     };
     let rates = info::measured_elsewhere(options.pool.threads);
     let threads = options.pool.threads.unwrap_or_else(|| topology().default_threads());
@@ -133,7 +131,7 @@ pub fn m3(mut args: M3Args) -> Result<(), Failure> {
     }
     let answered = answered?;
     stage.hear_changes()?;
-    let report = Report::new(&scenario, &stage.memory, planned.as_ref(), rates, threads);
+    let report = Report::new(&scenario, &stage.memory, &planned, rates, threads);
     let queries: Vec<Answered<'_>> = stage
         .asked
         .iter()

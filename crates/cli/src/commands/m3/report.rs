@@ -7,7 +7,7 @@ use crate::output::{bytes, table};
 use crate::scenario::Scenario;
 use crate::system::System;
 use nexaquant_engine::limits::MemoryRates;
-use nexaquant_engine::m3::plan::{ModelPlan, Plan};
+use nexaquant_engine::m3::plan::{From, ModelPlan, Plan};
 use nexaquant_engine::m3::policy::belady::{Parts, Rule, optimum};
 use nexaquant_engine::m3::policy::{Lru, replay};
 use nexaquant_engine::m3::{Bytes, FillStats, Memory, UnitStatus, Uploads};
@@ -17,8 +17,7 @@ use std::time::Duration;
 
 pub struct Report<'a> {
     scenario: &'a Scenario,
-    /// None of a device.
-    plan: Option<&'a Plan>,
+    plan: &'a Plan,
     /// Under the names of the scenario, with the bytes of weights that a token reads.
     models: Vec<(String, u64, Vec<UnitStatus>)>,
     /// Of the machine, if they could be measured.
@@ -42,7 +41,7 @@ impl<'a> Report<'a> {
     pub fn new(
         scenario: &'a Scenario,
         memory: &Memory,
-        plan: Option<&'a Plan>,
+        plan: &'a Plan,
         rates: Option<MemoryRates>,
         threads: usize,
     ) -> Self {
@@ -110,8 +109,8 @@ impl<'a> Report<'a> {
         let mut line = |name: &str, value: String| rows.push(vec![name.to_owned(), value]);
         let budget = self.scenario.memory.budget;
         line("ledger, high-water mark", format!("{} bytes of {budget}", self.high_water));
-        if let Some(plan) = self.plan {
-            line("smallest budget that would do", format!("{} bytes", plan.smallest_budget));
+        if let Some(smallest) = self.plan.smallest_budget {
+            line("smallest budget that would do", format!("{smallest} bytes"));
         }
         if self.uploads.is_some() {
             // What the driver itself has taken or has left, no OpenCL call of all vendors says.
@@ -158,7 +157,7 @@ impl<'a> Report<'a> {
             line("memory from the system for that, first use", given);
         }
         if let Some(disk) = disk {
-            let plain = self.planned().iter().find(|model| !model.rate.cached);
+            let plain = self.planned().iter().find(|model| model.rate.from == From::Disk);
             let beside = plain.map(|model| {
                 let plain = model.rate.bytes_per_s;
                 format!(", {:.0} % of plain reads ({})", 100.0 * disk / plain, rate(plain))
@@ -170,7 +169,6 @@ impl<'a> Report<'a> {
         }
         text += &table(&rows, &[], "  ");
 
-        let Some(plan) = self.plan else { return text };
         text += "\nPredicted and measured\n";
         let head = ["", "switch ms", "", "tokens/s", "", "moved a token", ""];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
@@ -180,7 +178,7 @@ impl<'a> Report<'a> {
                 .to_vec(),
         );
         for Answered { model, outcome, .. } in queries {
-            let Some(plan) = plan.models.iter().find(|plan| plan.name == *model) else { continue };
+            let Some(plan) = self.planned().iter().find(|plan| plan.name == *model) else { continue };
             let stats = &outcome.generation.stats;
             rows.push(vec![
                 (*model).to_owned(),
@@ -197,7 +195,7 @@ impl<'a> Report<'a> {
     }
 
     fn planned(&self) -> &[ModelPlan] {
-        self.plan.map_or(&[], |plan| &plan.models)
+        &self.plan.models
     }
 
     /// Bytes a second that a thread copies while all of them do.
@@ -257,7 +255,7 @@ impl<'a> Report<'a> {
         json!({
             "budget_bytes": self.scenario.memory.budget,
             "high_water_bytes": self.high_water,
-            "smallest_budget_bytes": self.plan.map(|plan| plan.smallest_budget),
+            "smallest_budget_bytes": self.plan.smallest_budget,
             "block_bytes": self.block,
             "policy": self.policy(),
             "prefetch": self.scenario.memory.prefetch,
@@ -274,7 +272,7 @@ impl<'a> Report<'a> {
             "fill_cached_bytes_per_s": cached,
             "fill_disk_bytes_per_s": disk,
             "copy_bytes_per_s": self.copy(),
-            "plain_read_bytes_per_s": self.planned().iter().find(|m| !m.rate.cached).map(|m| m.rate.bytes_per_s),
+            "plain_read_bytes_per_s": self.planned().iter().find(|m| m.rate.from == From::Disk).map(|m| m.rate.bytes_per_s),
             "memory_read_bytes_per_s": self.rates.map(|rates| rates.read),
             "uploads": uploads,
             "models": self.models.iter().map(model).collect::<Vec<_>>(),

@@ -60,7 +60,7 @@ typedef struct {
     local uint *P;        // the phase
     local uchar *L;       // room, as much as the largest phase needs
     local float *red;     // ROWS * T floats for sums
-    uint pos0, n, token, out0, nout, splits, pages;
+    uint pos0, n, token, out0, nout, splits, best, pages;
     uint tid, lane, team, group, groups;
 } Ctx;
 

@@ -136,6 +136,88 @@ static void choose(const Ctx *c) {
     if (c->tid == 0) *(global uint *)LINE(c, c->P[TOKENS]) = where;
 }
 
+// The best so many (c->best) of a list, for the host to draw from. A rank is a logit as an integer in the same order, and below it
+// the id the other way round, so that of equals the first ranks higher and no two tokens rank alike. Both zeros are equal. NaN and
+// infinity rank above all numbers: that the model has computed nonsense must not be passed over.
+#define BEST 9         // line of the results: logit and id of the best, then each work-group's own best
+#define EACH_BEST 10   // room for those
+#define FIRST_OF(group, n, groups) ((uint)((ulong)(group) * (n) / (groups)))
+static inline ulong rank_of(float x, uint id) {
+    const uint bits = x == 0.0f ? 0 : as_uint(x);
+    const uint order = isnan(x) || x == INFINITY ? NONE : bits >> 31 ? ~bits : bits | 0x80000000u;
+    return (ulong)order << 32 | (uint)~id;
+}
+// Item i of a list: one of the logits from `first` on, or where `logits` is false a pair.
+static inline ulong item_of(global const float *x, uint i, uint first, bool logits, float *value, uint *id) {
+    *value = logits ? x[first + i] : x[2 * i];
+    *id = logits ? first + i : as_uint(x[2 * i + 1]);
+    return rank_of(*value, *id);
+}
+// The `k` highest of `n` items to `out` as pairs, in any order; k <= n. The bytes of the lowest rank among them are found from the top
+// down, each by counting how many of those that agree so far have which, until all that agree are wanted.
+static void select_best(const Ctx *c, global const float *x, uint n, uint first, bool logits, uint k, global float *out) {
+    volatile local uint *counts = (volatile local uint *)c->L, *sums = counts + 256, *state = sums + 16;
+    ulong low = 0;
+    uint wanted = k;
+    float value;
+    uint id;
+    for (uint shift = 64; shift > 0 && wanted > 0;) {
+        const ulong agreed = shift == 64 ? 0 : ~(ulong)0 << shift;
+        shift -= 8;
+        for (uint i = c->tid; i < 256; i += T) counts[i] = 0;
+        LOCAL_BARRIER;
+        for (uint i = c->tid; i < n; i += T) {
+            const ulong rank = item_of(x, i, first, logits, &value, &id);
+            if ((rank & agreed) == low) atomic_inc(counts + (uint)(rank >> shift & 255));
+        }
+        LOCAL_BARRIER;
+        for (uint i = c->tid; i < 16; i += T) {
+            uint sum = 0;
+            for (uint j = 0; j < 16; j++) sum += counts[16 * i + j];
+            sums[i] = sum;
+        }
+        LOCAL_BARRIER;
+        if (c->tid == 0) {
+            uint left = wanted, i = 15, j = 15;
+            for (; i > 0 && sums[i] < left; i--) left -= sums[i];
+            for (; j > 0 && counts[16 * i + j] < left; j--) left -= counts[16 * i + j];
+            state[0] = 16 * i + j;
+            // 0: everything that agrees up to this byte is among the best.
+            state[1] = counts[16 * i + j] == left ? 0 : left;
+        }
+        LOCAL_BARRIER;
+        low |= (ulong)state[0] << shift;
+        wanted = state[1];
+        LOCAL_BARRIER;
+    }
+    if (c->tid == 0) state[0] = 0;
+    LOCAL_BARRIER;
+    for (uint i = c->tid; i < n; i += T) {
+        if (item_of(x, i, first, logits, &value, &id) < low) continue;
+        const uint at = atomic_inc(state);
+        out[2 * at] = value;
+        out[2 * at + 1] = as_float(id);
+    }
+}
+// Each work-group's best of its share of the logits; what is left of its room is less than any.
+static void best_of_share(const Ctx *c) {
+    local const uint *P = c->P;
+    const uint from = FIRST_OF(c->group, P[COLS], c->groups), n = FIRST_OF(c->group + 1, P[COLS], c->groups) - from;
+    const uint room = min(c->best, P[EACH_BEST]), k = min(room, n);
+    global float *out = FLOATS(c, P[BEST], 2 * (c->best + c->group * room));
+    select_best(c, FLOATS(c, P[IN], 0), n, from, true, k, out);
+    for (uint i = k + c->tid; i < room; i += T) {
+        out[2 * i] = -INFINITY;
+        out[2 * i + 1] = as_float(NONE);
+    }
+}
+// The best of those.
+static void best_of_all(const Ctx *c) {
+    if (c->group != 0) return;
+    global float *found = FLOATS(c, c->P[BEST], 0);
+    select_best(c, found + 2 * c->best, c->groups * min(c->best, c->P[EACH_BEST]), 0, false, c->best, found);
+}
+
 static void run_phase(const Ctx *c) {
     switch (c->P[KIND]) {
         case EMBED: embed(c); break;
@@ -150,8 +232,8 @@ static void run_phase(const Ctx *c) {
 #else
         case ROPE_KV: rope_kv(c); break;
 #endif
-        case ARGMAX: argmax(c); break;
-        case CHOOSE: choose(c); break;
+        case ARGMAX: if (c->best > 0) best_of_share(c); else argmax(c); break;
+        case CHOOSE: if (c->best > 0) best_of_all(c); else choose(c); break;
     }
 }
 
@@ -211,7 +293,7 @@ static void fetch_ahead(const Ctx *c, local const uint *P) {
 // meet at a counter between two phases. One work-group may always run all.
 kernel __attribute__((reqd_work_group_size(T, 1, 1))) void phases(
     global uchar *A, uint table, uint lines, uint pages, uint first, uint last, uint pos0, uint n, uint token, uint out0,
-    uint nout, uint splits, volatile global uint *sync, local uint4 *room) {
+    uint nout, uint splits, uint best, volatile global uint *sync, local uint4 *room) {
     local uint P[2 * PHASE_WORDS];
     local float red[ROWS * T + 16];
     local uint lost;
@@ -221,7 +303,7 @@ kernel __attribute__((reqd_work_group_size(T, 1, 1))) void phases(
     // Some drivers align it to its type and no further.
     c->L = (local uchar *)room;
     c->red = red;
-    c->pos0 = pos0; c->n = n; c->token = token; c->out0 = out0; c->nout = nout; c->splits = splits; c->pages = pages;
+    c->pos0 = pos0; c->n = n; c->token = token; c->out0 = out0; c->nout = nout; c->splits = splits; c->best = best; c->pages = pages;
     c->tid = get_local_id(0); c->lane = c->tid % LANES; c->team = c->tid / LANES;
     c->group = get_group_id(0); c->groups = get_num_groups(0);
     global const uint *words = (global const uint *)LINE(c, table), *where = (global const uint *)LINE(c, lines);
