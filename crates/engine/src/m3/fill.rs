@@ -20,8 +20,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Reads that are under way at once: more gained nothing on the disks tried.
-pub(super) const READERS: usize = 4;
+/// Reads that are under way at once. Those of a small budget are small: 4 read a tenth less than 16 on the disk tried.
+const READERS: usize = 16;
 
 /// A part that is loading.
 pub(crate) struct Ticket<T> {

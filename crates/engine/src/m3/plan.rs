@@ -10,7 +10,6 @@
 
 use super::Pin;
 use super::error::MemoryError;
-use super::fill::READERS;
 use super::memory::{Memory, MemoryOptions};
 use super::placed::Placed;
 use super::source::{SECTOR, Source, source};
@@ -431,6 +430,8 @@ fn measure<E>(memory: &Memory, work: impl FnOnce() -> Result<(), E>) -> Result<P
     Ok(Passes { bytes: memory.stats().bytes_loaded.0 - before, compute, passes: 1 })
 }
 
+/// Threads that read a disk fastest in pieces of 1 MiB.
+const READERS_AT_BEST: usize = 4;
 /// Bytes of a sample, at most, and how long it may take.
 const SAMPLE: u64 = 128 << 20;
 const SAMPLE_TIME: Duration = Duration::from_millis(300);
@@ -476,7 +477,7 @@ fn read_rate(model: &Model, options: MemoryOptions, pool: &mut Pool) -> Result<R
         pool.run(|_: &Worker<'_>| read(start));
     } else {
         std::thread::scope(|scope| {
-            for _ in 0..READERS {
+            for _ in 0..READERS_AT_BEST {
                 scope.spawn(|| read(start));
             }
         });
