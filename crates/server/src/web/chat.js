@@ -37,23 +37,30 @@ function showAll() {
 function request(model) {
   const messages = chat.turns.filter((turn) => turn.content).map(({ role, content }) => ({ role, content }));
   if ($("system").value.trim()) messages.unshift({ role: "system", content: $("system").value });
-  const body = { model, messages, stream: true, stream_options: { include_usage: true } };
+  const body = { model, messages, stream: true, stream_options: { include_usage: true }, left: 0 };
   for (const id of NUMBERS) if ($(id).value !== "") body[id] = Number($(id).value);
+  while (chat.left?.model === model && body.left < chat.left.questions && leaveOut(body));
   return body;
 }
 
-// A conversation outgrows the context of a small model. Then its beginning is left out, a question and its answer at a time.
+// A conversation outgrows the context of a small model. Then its beginning is left out, a question and its answer at a time, and
+// stays out.
+function leaveOut(body) {
+  const { messages } = body;
+  const first = messages.findIndex((message) => message.role === "user");
+  const next = messages.findIndex((message, i) => i > first && message.role === "user");
+  if (next < 0) return false;
+  messages.splice(first, next - first);
+  body.left += 1;
+  return true;
+}
+
 async function* whatFits(body, signal) {
-  for (let left = 0; ; left += 1) {
-    const { messages } = body;
+  for (;;) {
     try {
-      body.left = left;
       return yield* events("/v1/chat/completions", { ...body, left: undefined }, signal);
     } catch (error) {
-      const first = messages.findIndex((message) => message.role === "user");
-      const next = messages.findIndex((message, i) => i > first && message.role === "user");
-      if (error.code !== "context_length_exceeded" || next < 0) throw error;
-      messages.splice(first, next - first);
+      if (error.code !== "context_length_exceeded" || !leaveOut(body)) throw error;
     }
   }
 }
@@ -82,7 +89,12 @@ async function answer() {
       const choice = value.choices[0];
       turn.content += choice?.delta?.content ?? "";
       if (choice?.finish_reason === "length") turn.cut = true;
-      if (value.usage) turn.cost = cost(value.usage, value.timings, turn.cut, body.left);
+      if (value.usage) {
+        const full = turn.cut && !(value.usage.completion_tokens >= body.max_tokens);
+        turn.cost = cost(value.usage, value.timings, turn.cut && (full ? "no room for more" : "as long as was asked for"), body.left);
+        // The next answer gets more room.
+        mine.left = { model: body.model, questions: body.left + (full ? 1 : 0) };
+      }
       soon();
     }
   } catch (error) {

@@ -52,7 +52,7 @@ export function cost(usage, timings, cut, left) {
   if (timings?.predicted_per_second) parts.push(`${timings.predicted_per_second.toFixed(0)} tokens/s`);
   if (timings) parts.push(`first token after ${timings.first_token_ms.toFixed(1)} ms`);
   if (timings?.switch_bytes) parts.push(`${(timings.switch_bytes / 1e6).toFixed(1)} MB brought in first, ${timings.switch_ms.toFixed(1)} ms`);
-  if (cut) parts.push("cut off: no room for more");
-  if (left) parts.push(`the first ${left} questions were left out`);
+  if (cut) parts.push(`cut off: ${cut}`);
+  if (left) parts.push(left === 1 ? "the first question was left out" : `the first ${left} questions were left out`);
   return parts.join(" · ");
 }

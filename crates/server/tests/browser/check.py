@@ -222,10 +222,22 @@ with sync_playwright() as play:
             ask("Tell me a long story about the sea.", "gamma")
         assert not page.locator(".turn .error").count()
         expect(answers().last.locator(".cost")).to_contain_text("left out")
+        # An answer that had no room to end gets some when it is asked for again.
+        for _ in range(8):
+            with page.expect_request("**/v1/chat/completions") as sent:
+                ask("Tell me a long story about the sea.", "gamma")
+            if "no room for more" in answers().last.locator(".cost").inner_text():
+                break
+        else:
+            raise AssertionError("nothing was cut off")
+        with page.expect_request("**/v1/chat/completions") as again:
+            page.get_by_role("button", name="Regenerate").click()
+        idle()
+        assert len(again.value.post_data_json["messages"]) < len(sent.value.post_data_json["messages"])
 
     @check("settings are sent")
     def _():
-        # The long conversation leaves no room for five tokens.
+        # The long conversation may leave no room for five tokens.
         page.get_by_role("button", name="New chat").click()
         page.locator("#settings summary").click()
         page.fill("#system", "Be brief.")
@@ -239,6 +251,7 @@ with sync_playwright() as play:
         assert body["messages"][0] == {"role": "system", "content": "Be brief."}
         assert (body["temperature"], body["max_tokens"], body["model"]) == (0, 5, "alpha"), body
         expect(answers().last.locator(".cost")).to_contain_text("5 tokens")
+        expect(answers().last.locator(".cost")).to_contain_text("cut off: as long as was asked for")
         for field in ("#system", "#temperature", "#max_tokens"):
             page.fill(field, "")
         page.locator("#settings summary").click()
