@@ -265,7 +265,11 @@ unsafe fn run_sums<T: Ternary, S: Bytes, const N: usize>(
                 }
             }
         }
-        lanes.map(|lanes| S::sum_i32(lanes))
+        let mut sums = [0; N];
+        for c in 0..N {
+            sums[c] = S::sum_i32(lanes[c]);
+        }
+        sums
     }
 }
 
@@ -291,7 +295,6 @@ unsafe fn by_four<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>, c: usize, n: us
     let (whole, rest) = call.out.column(c).as_chunks_mut::<4>();
     // SAFETY: `S` is enabled by the caller; a row is whole blocks, and the column covers it, just checked.
     unsafe {
-        let single = |row: &[u8]| T::simd::<S, 1>(row, call.scale, &[x])[0];
         for (out, rows) in whole.iter_mut().zip(&mut groups) {
             let (mut lanes, mut d, mut one_run) = ([S::zero_v(); 4], [0; 4], true);
             for i in 0..4 {
@@ -303,12 +306,12 @@ unsafe fn by_four<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>, c: usize, n: us
             *out = S::scaled_sums4(lanes, x.sums[0], d, scale);
             if !one_run {
                 for i in 0..4 {
-                    out[i] = single(&rows[i * n..][..n]);
+                    [out[i]] = T::simd::<S, 1>(&rows[i * n..][..n], call.scale, &[x]);
                 }
             }
         }
         for (out, row) in rest.iter_mut().zip(groups.remainder().chunks_exact(n)) {
-            *out = single(row);
+            [*out] = T::simd::<S, 1>(row, call.scale, &[x]);
         }
     }
 }
@@ -321,7 +324,12 @@ pub(super) unsafe fn ternary_rows<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>)
         match call.acts.n() {
             n if n >= tile::COLUMNS && S::REGISTERS == 32 && tile::multiply::<T, S>(call) => {}
             // Each column for itself is faster than rows that are unpacked once for two or three.
-            n if n < 4 => (0..n).for_each(|c| one_column::<T, S>(call, c)),
+            n if n < 4 => {
+                // Not a closure: one that is not inlined is compiled without the instruction set.
+                for c in 0..n {
+                    one_column::<T, S>(call, c);
+                }
+            }
             _ => int8_rows::<T, S>(call),
         }
     }

@@ -58,18 +58,17 @@ pub(super) unsafe fn multiply<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) -> 
                     *d = unsafe { S::f16_to_f32(scale) };
                 }
             }
-            let parts: [Part<'_>; TILES] = {
-                let mut codes = codes.iter_mut();
-                std::array::from_fn(|t| {
-                    let codes = codes.next().map_or(&mut [][..], |codes| &mut codes[..these * 64]);
-                    let mut unpacked = &[][..];
-                    if t < tiles {
-                        // SAFETY: `S` is enabled by the caller; a tile is whole rows.
-                        unpacked = unsafe { unpack::<T, S>(tile(t), n, from, these, codes) };
-                    }
-                    Part { codes: unpacked, from, first: first + t * ROWS, count: count(t), d: d[t] }
-                })
-            };
+            let mut parts: [Part<'_>; TILES] = std::array::from_fn(|t| Part {
+                codes: &[],
+                from,
+                first: first + t * ROWS,
+                count: count(t),
+                d: d[t],
+            });
+            for (t, (part, codes)) in parts[..tiles].iter_mut().zip(&mut codes).enumerate() {
+                // SAFETY: `S` is enabled by the caller; a tile is whole rows.
+                part.codes = unsafe { unpack::<T, S>(tile(t), n, from, these, codes) };
+            }
             // SAFETY: `S` is enabled by the caller.
             unsafe { columns::<S>(call, &parts[..tiles], from + these == steps) };
         }
