@@ -98,6 +98,7 @@ fn by_name(name: &str) -> Result<&'static Format, Failure> {
 fn repeated_rows(format: &'static Format, rows: usize, cols: usize) -> Vec<u8> {
     let noise = |i: usize| ((i as u32).wrapping_mul(0x9e37_79b9) >> 8) as f32 / (1 << 23) as f32 - 1.0;
     let row: Vec<f32> = (0..cols)
+        // noise(0) is -1, which would round to -2 and give the first block a scale of its own.
         .map(|i| if format.ternary { (noise(i + 1) * 1.5).round() * 0.02 } else { noise(i) * 0.02 })
         .collect();
     let mut bytes = vec![0; format.tensor_bytes(1, cols).unwrap_or(0)];
