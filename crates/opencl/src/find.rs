@@ -34,6 +34,8 @@ pub struct Found {
     pub group: usize,
     /// Division and square root are rounded correctly if asked for.
     pub exact_division: bool,
+    /// NVIDIA's compute capability times ten; 0 elsewhere, and where the driver does not tell.
+    pub sm: u32,
     /// Names of extensions.
     pub extensions: Vec<String>,
 }
@@ -68,6 +70,10 @@ pub fn find() -> Result<Vec<Found>, Error> {
     if found.is_empty() { Err(Error::NoDevice) } else { Ok(found) }
 }
 
+// `cl_nv_device_attribute_query`.
+const COMPUTE_CAPABILITY_MAJOR: u32 = 0x4000;
+const COMPUTE_CAPABILITY_MINOR: u32 = 0x4001;
+
 fn describe(id: DeviceId, index: usize, platform: &str) -> Found {
     use cl3::device as d;
     let text = |what| raw::device_text(id, what);
@@ -89,6 +95,7 @@ fn describe(id: DeviceId, index: usize, platform: &str) -> Found {
         units: number(d::CL_DEVICE_MAX_COMPUTE_UNITS).max(1) as u32,
         group: number(d::CL_DEVICE_MAX_WORK_GROUP_SIZE) as usize,
         exact_division: fp & d::CL_FP_CORRECTLY_ROUNDED_DIVIDE_SQRT != 0,
+        sm: (number(COMPUTE_CAPABILITY_MAJOR) * 10 + number(COMPUTE_CAPABILITY_MINOR)) as u32,
         extensions: text(d::CL_DEVICE_EXTENSIONS).split_whitespace().map(str::to_owned).collect(),
     }
 }

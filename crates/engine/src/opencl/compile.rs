@@ -14,10 +14,16 @@ use crate::model::Architecture;
 use crate::model::op::{MatrixId, Op, Product, Slot, VectorId, View};
 use crate::weights::WeightTable;
 use nexaquant_kernels::{Activation, Grain, KvType, Layout, Pairing};
+use nexaquant_opencl::Kind;
 
 /// Flags of a phase: local memory has room for its input; the input is in the order of planes ([`Stored::has_planes`]).
 const STAGED: u32 = 8;
 pub(super) const PLANES: u32 = 16;
+/// The phase is for `cl/words.cl`, whose local memory holds the input in whole groups of 512 values.
+const AS_WORDS: u32 = 32;
+/// Values that it takes at most where they are normalized, and the work-groups it is written for.
+const MOST_NORMED: usize = 8192;
+const WORDS_GROUP: usize = 256;
 /// Positions that attention walks over at a time; `SPAN` of `cl/attention.cl`.
 pub(super) const SPAN: usize = 512;
 
@@ -272,7 +278,9 @@ impl Compiler<'_> {
             let some: Vec<&Product> = products.iter().filter(|p| of(p).grain == grain).collect();
             for some in some.chunks(3) {
                 let planes = some.iter().all(|p| of(p).stored.has_planes());
-                let phase = self.input(input, norm, grain, planes);
+                let as_words = !self.head
+                    && some.iter().all(|p| of(p).stored.is_words() && of(p).code() == of(some[0]).code());
+                let phase = self.input(input, norm, grain, planes, as_words);
                 let glu = glu.filter(|_| pair);
                 self.product(phase, some, glu);
             }
@@ -287,6 +295,7 @@ impl Compiler<'_> {
         norm: Option<(View, VectorId)>,
         grain: Option<Grain>,
         planes: bool,
+        as_words: bool,
     ) -> Phase {
         let plan = self.plan;
         let from = norm.map_or(input, |(x, _)| x);
@@ -318,6 +327,14 @@ impl Compiler<'_> {
             let all = local + 4 * input.width;
             if all <= plan.local { (phase.set(word::FLAGS, flags | STAGED), all) } else { (phase, local) }
         };
+        let shape = &plan.gpu.shape;
+        let fit = shape.kind == Kind::Ptx && shape.group == WORDS_GROUP && shape.lanes == 32;
+        let fit = fit && (norm.is_none() || input.width <= MOST_NORMED) && from[1] % 4 == 0;
+        let local = input.width.next_multiple_of(512);
+        if self.single && as_words && fit && local <= plan.local {
+            self.table.local = self.table.local.max(local);
+            return normed(read(Phase::new(Do::MatVec), from)).set(word::FLAGS, flags | AS_WORDS);
+        }
         if self.single && record + maxima <= plan.local {
             let product = words(normed(read(Phase::new(Do::MatVec), from)));
             let (product, local) = staged(product, record + maxima);
@@ -335,11 +352,13 @@ impl Compiler<'_> {
         let rows = plan.gpu.shape.rows;
         let of: Vec<_> = products.iter().map(|p| (p.matrix, p.first, p.out.width)).collect();
         let mut phase = self.products(phase, self.part, &of).set(word::NPROD, products.len() as u32);
+        // `cl/words.cl` deals out rows, or pairs of them.
+        let each = if phase.0[word::FLAGS] & AS_WORDS != 0 { [1, 1] } else { [rows / 2, rows] };
         let units = match glu {
-            Some((gate, ..)) => gate.width.div_ceil(rows / 2),
-            None => products.iter().map(|p| p.out.width.div_ceil(rows)).sum(),
+            Some((gate, ..)) => gate.width.div_ceil(each[0]),
+            None => products.iter().map(|p| p.out.width.div_ceil(each[1])).sum(),
         };
-        phase = phase.set(word::UNITS, units as u32);
+        phase = phase.set(word::UNITS, units as u32).set(word::EACH_GROUP, (units / plan.gpu.groups) as u32);
         for (k, p) in products.iter().enumerate() {
             phase = phase.place(PRODUCT * (k + 1) + product::OUT, self.place(p.out));
             if let Some(scale) = p.scale {

@@ -114,6 +114,11 @@ impl Stored {
         matches!(self.code, 1 | 2 | 5)
     }
 
+    /// Whether `cl/words.cl` multiplies it: two bits a weight, and one scale a row.
+    pub fn is_words(&self) -> bool {
+        matches!(self.code, 1 | 5)
+    }
+
     /// The stored form of a matrix: rows of `cols` weights in `bytes`, without a tail.
     pub fn choose(format: &Format, bytes: &[u8], cols: usize) -> Option<&'static Stored> {
         STORED.iter().filter(|s| s.format == format.name).find(|s| match s.code {

@@ -47,7 +47,8 @@ impl Gpu {
             (0, false) => (1, 1),
             (group, _) => (group, options.lanes.max(1)),
         };
-        let shape = Shape { group, lanes, rows: 4, columns: 8, kind };
+        let sm = if kind == Kind::Ptx { found.sm } else { 0 };
+        let shape = Shape { group, lanes, rows: 4, columns: 8, kind, sm };
         let groups = match options.groups {
             0 => found.units as usize,
             n => n,

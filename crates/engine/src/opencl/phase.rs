@@ -43,6 +43,7 @@ pub(super) mod word {
     pub const REC_STRIDE: usize = 12;
     pub const ACTIVATION: usize = 13;
     pub const SOFTCAP: usize = 14;
+    pub const EACH_GROUP: usize = 15;
     pub const ATTENTION: usize = 9;
     pub const BEST: usize = 9;
     pub const EACH_BEST: usize = 10;

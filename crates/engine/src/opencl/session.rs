@@ -540,7 +540,8 @@ fn plan(
     single: bool,
 ) -> Table {
     let model = &device.model;
-    let fixed = gpu.shape.rows * gpu.shape.group * 4 + 2 * 4 * WORDS + 64;
+    // `red`, three phases and the lines of pages of `cl/phases.cl`.
+    let fixed = (gpu.shape.rows * gpu.shape.group).max(1024) * 4 + 64 + 3 * 4 * WORDS + 4 * 128;
     let none = vec![0; model.architecture().vectors.len()];
     let plan = Plan {
         gpu,

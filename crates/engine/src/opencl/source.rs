@@ -18,6 +18,8 @@ pub(super) struct Shape {
     pub columns: usize,
     /// What instructions there are.
     pub kind: Kind,
+    /// NVIDIA's compute capability times ten, 0 elsewhere.
+    pub sm: u32,
 }
 
 /// What a model's steps are compiled for: what the compiler knows costs neither registers nor instructions.
@@ -47,7 +49,8 @@ pub(super) fn program(shape: &Shape, traits: &Traits, single: bool) -> String {
     let (group, lanes, rows) = (shape.group, shape.lanes, shape.rows);
     let _ = writeln!(
         text,
-        "#define T {group}\n#define LANES {lanes}\n#define ROWS {rows}\n#define PTX {ptx}\n#define DOT {dot}\n#define SINGLE {}",
+        "#define T {group}\n#define LANES {lanes}\n#define ROWS {rows}\n#define PTX {ptx}\n#define SM {}\n#define DOT {dot}\n#define SINGLE {}",
+        shape.sm,
         u32::from(single)
     );
     let Traits { grains, kv, head_dim, .. } = traits;
@@ -109,6 +112,7 @@ pub(super) fn program(shape: &Shape, traits: &Traits, single: bool) -> String {
     }
     text += "    }\n    return 16;\n}\n";
     text += include_str!("cl/attention.cl");
+    text += include_str!("cl/words.cl");
     text += include_str!("cl/phases.cl");
     text
 }

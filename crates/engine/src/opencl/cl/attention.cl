@@ -26,12 +26,13 @@
 #define ROWS_AT 31     // where in local memory that room is, in 16 bytes
 // IN, IN_AT, IN_STRIDE: queries; NORM: the queries' norm; COLS: values of a head.
 #define PAGE 32
+#define NEAR 128      // pages whose lines local memory holds
 #define SPAN 512       // positions walked over at a time; as many as that have the CPU's bits
 
 static inline void rotate(const Ctx *c, local float *x, uint heads, uint d, local const float *angles) {
     local const uint *P = c->P;
     const uint pairs = P[PAIRS];
-    for (uint i = c->tid; i < heads * pairs; i += T) {
+    ROLLED for (uint i = c->tid; i < heads * pairs; i += T) {
         uint h = i / pairs, k = i % pairs;
         uint a = h * d + (P[HALVES] ? k : 2 * k), b = P[HALVES] ? a + pairs : a + 1;
         float co = angles[k], si = angles[pairs + k];
@@ -42,28 +43,23 @@ static inline void rotate(const Ctx *c, local float *x, uint heads, uint d, loca
     LOCAL_BARRIER;
 }
 
-// Each head of x by its root mean square; at most 16 heads.
+// Each head of x by its root mean square.
 static inline void norm_heads(const Ctx *c, local float *x, uint heads, uint d, uint weight) {
     if (weight == NONE) return;
     global const float *w = FLOATS(c, weight, 0);
-    for (uint h = c->tid; h < heads; h += T) {
-        float lanes[16];
-        for (uint j = 0; j < 16; j++) lanes[j] = 0;
-        for (uint i = 0; i < d; i += 16) {
-#pragma unroll
-            for (uint j = 0; j < 16; j++) if (i + j < d) lanes[j] = fma(x[h * d + i + j], x[h * d + i + j], lanes[j]);
-        }
-#define V(i) lanes[i]
-        c->red[h] = 1.0f / sqrt(FOLD16(V) / (float)d + as_float(c->P[EPS]));
+    for (uint h = 0; h < heads; h++) {
+        local float *of = x + h * d;
+        const float factor = rms_factor_local(c, of, d, as_float(c->P[EPS]));
+        ROLLED for (uint i = c->tid; i < d; i += T) of[i] = of[i] * factor * w[i];
     }
-    LOCAL_BARRIER;
-    for (uint i = c->tid; i < heads * d; i += T) x[i] = x[i] * c->red[i / d] * w[i % d];
     LOCAL_BARRIER;
 }
 
 static inline global uchar *kv_page(const Ctx *c, uint pos) {
-    uint line = ((global const uint *)LINE(c, c->pages))[pos / PAGE];
-    return LINE(c, line);
+#if SINGLE && PTX
+    if (pos / PAGE < NEAR) return LINE(c, c->near[pos / PAGE]);
+#endif
+    return LINE(c, ((global const uint *)LINE(c, c->pages))[pos / PAGE]);
 }
 static inline global uchar *kv_row(const Ctx *c, uint head, uint pos, bool value) {
     local const uint *P = c->P;
@@ -79,9 +75,9 @@ static inline float kv_value(const Ctx *c, global const uchar *row, uint i) {
 // One head's d values to its row: crates/kernels/src/ops/kv.rs.
 static inline void kv_store(const Ctx *c, local const float *x, uint d, global uchar *row) {
     if (KV_KIND == 0) {
-        for (uint i = c->tid; i < d; i += T) ((global float *)row)[i] = x[i];
+        ROLLED for (uint i = c->tid; i < d; i += T) ((global float *)row)[i] = x[i];
     } else if (KV_KIND == 1) {
-        for (uint i = c->tid; i < d; i += T) vstore_half_rte(x[i], i, (global half *)row);
+        ROLLED for (uint i = c->tid; i < d; i += T) vstore_half_rte(x[i], i, (global half *)row);
     } else {
         for (uint b = c->tid; b < d / 32; b += T) {
             float max = 0, bad = 0;
@@ -106,12 +102,12 @@ static inline void bring(const Ctx *c, local float *k, uint t, uint head) {
     local const uint *P = c->P;
     const uint d = HEAD_DIM;
     global const float *from = FLOATS(c, P[IN], (ulong)t * P[IN_STRIDE] + head * d);
-    for (uint i = c->tid; i < d; i += T) { k[i] = from[P[K_AT] + i]; k[d + i] = from[P[V_AT] + i]; }
+    ROLLED for (uint i = c->tid; i < d; i += T) { k[i] = from[P[K_AT] + i]; k[d + i] = from[P[V_AT] + i]; }
 }
 static inline void bring_angles(const Ctx *c, local float *angles, uint pos) {
     const uint n = 2 * c->P[PAIRS];
     global const float *from = FLOATS(c, c->P[ROPE], (ulong)(c->P[OF_STEP] ? pos - c->pos0 : pos) * n);
-    for (uint i = c->tid; i < n; i += T) angles[i] = from[i];
+    ROLLED for (uint i = c->tid; i < n; i += T) angles[i] = from[i];
 }
 // What was brought, into the cache. Writers of the same row write the same.
 static inline void append(const Ctx *c, local float *k, local const float *angles, uint t, uint head) {
@@ -147,7 +143,7 @@ static void to_tile(const Ctx *c, local uint4 *to, uint head, uint at, uint coun
 #pragma unroll
         for (uint u = 0; u < 8; u++) {
             const uint i = from + u * T;
-            if (i < all) v[u] = ((global const uint4 *)kv_row(c, head, at + i / each, value))[i % each];
+            v[u] = i < all ? ((global const uint4 *)kv_row(c, head, at + i / each, value))[i % each] : (uint4)(0);
         }
 #pragma unroll
         for (uint u = 0; u < 8; u++) {
@@ -159,6 +155,7 @@ static void to_tile(const Ctx *c, local uint4 *to, uint head, uint at, uint coun
 }
 
 // In the order of the CPU's sixteen lanes.
+#define V(i) lanes[i]
 static inline float dot_tile(local const float *q, local const uint4 *row, uint d) {
     float lanes[16];
 #pragma unroll
@@ -228,6 +225,25 @@ static void softmax(const Ctx *c, local float *s, uint count, local float *m, lo
 }
 #endif
 
+#if PTX
+// Keys and values that a work-group will read, all but the token's own, on their way to the device's cache: one of `items` asks.
+static ALWAYS void attend_ahead(const Ctx *c, uint item, uint items) {
+    local const uint *P = c->P;
+    const uint tiles = (P[HEADS] / P[KV_HEADS] + P[TILE] - 1) / P[TILE];
+    if (c->n > 1 || c->group >= P[KV_HEADS] * tiles * c->splits) return;
+    const uint split = c->group % c->splits, head = c->group / c->splits / tiles % P[KV_HEADS];
+    const uint pos = c->pos0, from = P[WINDOW] != 0 && pos + 1 > P[WINDOW] ? pos + 1 - P[WINDOW] : 0;
+    const uint chunk = (pos + 1 - from + c->splits - 1) / c->splits, start = from + split * chunk, end = min(start + chunk, pos);
+    ROLLED for (uint i = item * 32; i < 2 * P[PAIRS]; i += items * 32)
+        asm volatile("prefetch.global.L2 [%0];" : : "l"((ulong)(FLOATS(c, P[ROPE], (P[OF_STEP] ? 0 : pos) * 2 * P[PAIRS] + i))));
+    const uint lines = (P[ROW_BYTES] + 127) / 128;
+    ROLLED for (uint i = item; start + i / (2 * lines) < end; i += items) {
+        global const uchar *row = kv_row(c, head, start + i / (2 * lines), i / lines & 1);
+        asm volatile("prefetch.global.L2 [%0];" : : "l"((ulong)(row + i % lines * 128)));
+    }
+}
+#endif
+
 static void attend(const Ctx *c) {
     local const uint *P = c->P;
     const uint d = HEAD_DIM, kv_heads = P[KV_HEADS], group = P[HEADS] / kv_heads, tile = P[TILE];
@@ -246,8 +262,8 @@ static void attend(const Ctx *c) {
         const bool whole = c->splits == 1 && pos + 1 - from <= SPAN;
         const uint first = head * group + g * tile, n = min(tile, group - g * tile);
         global const float *x = FLOATS(c, P[IN], (ulong)t * P[IN_STRIDE] + P[IN_AT] + first * d);
-        for (uint i = c->tid; i < n * d; i += T) { q[i] = x[i]; acc[i] = 0; }
-        for (uint i = c->tid; i < n; i += T) { m[i] = -INFINITY; l[i] = 0; }
+        ROLLED for (uint i = c->tid; i < n * d; i += T) { q[i] = x[i]; acc[i] = 0; }
+        ROLLED for (uint i = c->tid; i < n; i += T) { m[i] = -INFINITY; l[i] = 0; }
         const bool fresh = P[FRESH] && end == pos + 1;
         if (fresh) bring(c, k, t, head);
         bring_angles(c, angles, pos);
@@ -324,9 +340,9 @@ static void attend(const Ctx *c) {
         }
         if (c->splits == 1) {
             global float *out = FLOATS(c, P[A_OUT], (ulong)t * P[A_OUT_STRIDE] + P[A_OUT_AT] + first * d);
-            for (uint i = c->tid; i < n * d; i += T) out[i] = whole ? acc[i] : acc[i] / l[i / d];
+            ROLLED for (uint i = c->tid; i < n * d; i += T) out[i] = whole ? acc[i] : acc[i] / l[i / d];
         } else {
-            for (uint i = c->tid; i < n * d; i += T) {
+            ROLLED for (uint i = c->tid; i < n * d; i += T) {
                 uint h = i / d, e = i % d;
                 global float *out = FLOATS(c, P[PARTIAL], ((first + h) * P[MAX_SPLITS] + split) * (d + 2));
                 out[2 + e] = acc[i];
@@ -337,17 +353,148 @@ static void attend(const Ctx *c) {
     }
 }
 
+#if SINGLE && PTX && KV_KIND == 1 && HEAD_DIM % 32 == 0 && HEAD_DIM <= 256
+// The same for a token of which every work-group has one head: keys and values are asked for before the queries are there, two
+// work-items share a position, and the token's own key and value do not go through the device's memory.
+#define HEAD_TOKEN 1
+#define EACH_ROW (HEAD_DIM / 8)      // sixteens of bytes in a row
+typedef struct { uint4 of[EACH_ROW / 2]; } Key;
+typedef struct { uint4 of[8]; } Values;
+
+// Half of the sixteens of a row: every second from lane % 2 on.
+static ALWAYS void load_key(const Ctx *c, Key *key, uint head, uint pos) {
+    global const uint4 *row = (global const uint4 *)kv_row(c, head, pos, false);
+#pragma unroll
+    for (uint i = 0; i < EACH_ROW / 2; i++) key->of[i] = row[2 * i + c->lane % 2];
+}
+static ALWAYS void load_values(const Ctx *c, Values *v, uint head, uint at, uint count) {
+#pragma unroll
+    for (uint u = 0; u < 8; u++) {
+        const uint i = c->tid + u * T;
+        v->of[u] = i < count * EACH_ROW ? ((global const uint4 *)kv_row(c, head, at + i / EACH_ROW, true))[i % EACH_ROW] : (uint4)(0);
+    }
+}
+
+static ALWAYS void attend_head(const Ctx *c) {
+    local const uint *P = c->P;
+    const uint d = HEAD_DIM, kv_heads = P[KV_HEADS], group = P[HEADS] / kv_heads, pairs = P[PAIRS];
+    if (c->group >= P[HEADS] * c->splits) return;
+    const uint split = c->group % c->splits, first = c->group / c->splits, head = first / group, pos = c->pos0;
+    const uint from = P[WINDOW] != 0 && pos + 1 > P[WINDOW] ? pos + 1 - P[WINDOW] : 0;
+    const uint chunk = (pos + 1 - from + c->splits - 1) / c->splits;
+    const uint start = min(from + split * chunk, pos + 1), end = min(start + chunk, pos + 1);
+    const bool whole = c->splits == 1 && pos + 1 - from <= SPAN, fresh = end == pos + 1;
+    local float *q = (local float *)c->L, *scores = q + 2 * d, *m = scores + SPAN, *l = m + 1, *correct = l + 1, *k = correct + 17;
+    local uint *own_key = (local uint *)(q + d), *own_value = own_key + d / 2;
+    local float *angles = k + 2 * d;
+    local uint4 *rows = (local uint4 *)c->L + P[ROWS_AT];
+    const uint step = min(P[KV_TILE], (uint)(8 * T / EACH_ROW));
+    // The positions of this work-item: lane / 2 of each sixteen.
+    const uint mine = c->team * 16 + c->lane / 2;
+    Key key;
+    Values v;
+    global const float *x = FLOATS(c, P[IN], 0), *turn = FLOATS(c, P[ROPE], (ulong)(P[OF_STEP] ? 0 : pos) * 2 * pairs);
+    // All of it is asked for before the first is put down.
+    const uint i = min(c->tid, d - 1);
+    const float new_q = x[P[IN_AT] + first * d + i], new_k = x[P[K_AT] + head * d + i], new_v = x[P[V_AT] + head * d + i];
+    const float angle = turn[min(c->tid, 2 * pairs - 1)];
+    load_key(c, &key, head, min(start + mine, pos));
+    load_values(c, &v, head, start, min(step, end - start));
+    if (c->tid < d) { q[i] = new_q; k[i] = new_k; k[d + i] = new_v; }
+    if (c->tid < 2 * pairs) angles[c->tid] = angle;
+    if (c->tid == 0) { *m = -INFINITY; *l = 0; }
+    LOCAL_BARRIER;
+    norm_heads(c, q, 1, d, P[NORM]);
+    norm_heads(c, k, 1, d, P[K_NORM]);
+    for (uint i = c->tid; i < 2 * pairs; i += T) {
+        local float *of = i < pairs ? q : k;
+        const uint pair = i % pairs, a = P[HALVES] ? pair : 2 * pair, b = P[HALVES] ? a + pairs : a + 1;
+        const float co = angles[pair], si = angles[pairs + pair], x0 = of[a], x1 = of[b];
+        of[a] = fma(x1, -si, x0 * co);
+        of[b] = fma(x0, si, x1 * co);
+    }
+    LOCAL_BARRIER;
+    for (uint i = c->tid; i < 2 * d; i += T) vstore_half_rte(k[i], i, (local half *)own_key);
+    LOCAL_BARRIER;
+    if (fresh)
+        for (uint i = c->tid; i < 2 * EACH_ROW; i += T)
+            ((global uint4 *)kv_row(c, head, pos, i >= EACH_ROW))[i % EACH_ROW] = ((local uint4 *)own_key)[i];
+    float sum = 0;
+    ROLLED for (uint at = start; at < end; at += SPAN) {
+        const uint count = min((uint)SPAN, end - at);
+        ROLLED for (uint j = mine; j < (count + 15) / 16 * 16; j += TEAMS * 16) {
+            if (at > start || j != mine) load_key(c, &key, head, min(at + j, pos));
+            if (at + j == pos)
+#pragma unroll
+                for (uint i = 0; i < EACH_ROW / 2; i++) key.of[i] = ((local uint4 *)own_key)[2 * i + c->lane % 2];
+            // Lane 16 of the CPU's is value i % 16: eight of them here, eight in the neighbour.
+            float sums[8];
+#pragma unroll
+            for (uint e = 0; e < 8; e++) sums[e] = 0;
+#pragma unroll
+            for (uint i = 0; i < EACH_ROW / 2; i++) {
+                const local float4 *y = (const local float4 *)q + 4 * i + c->lane % 2 * 2;
+                const float4 low = y[0], high = y[1];
+                const uint4 x = key.of[i];
+                sums[0] = fma(low.x, half_of(x.x & 0xffff), sums[0]);
+                sums[1] = fma(low.y, half_of(x.x >> 16), sums[1]);
+                sums[2] = fma(low.z, half_of(x.y & 0xffff), sums[2]);
+                sums[3] = fma(low.w, half_of(x.y >> 16), sums[3]);
+                sums[4] = fma(high.x, half_of(x.z & 0xffff), sums[4]);
+                sums[5] = fma(high.y, half_of(x.z >> 16), sums[5]);
+                sums[6] = fma(high.z, half_of(x.w & 0xffff), sums[6]);
+                sums[7] = fma(high.w, half_of(x.w >> 16), sums[7]);
+            }
+#pragma unroll
+            for (uint e = 0; e < 8; e++) sums[e] += lane_xor(sums[e], 1);
+            const float all = ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
+            if (c->lane % 2 == 0 && j < count) scores[j] = all * as_float(P[A_SCALE]);
+        }
+        LOCAL_BARRIER;
+        if (c->team == 0) softmax(c, scores, count, m, l, correct, whole);
+        ROLLED for (uint base = 0; base < count; base += step) {
+            const uint some = min(step, count - base);
+            if (base > 0 || at > start) load_values(c, &v, head, at + base, some);
+#pragma unroll
+            for (uint u = 0; u < 8; u++) {
+                const uint i = c->tid + u * T, j = i / EACH_ROW;
+                if (j < some) rows[j * (EACH_ROW + 1) + i % EACH_ROW] = at + base + j == pos ? ((local uint4 *)own_value)[i % EACH_ROW] : v.of[u];
+            }
+            LOCAL_BARRIER;
+            if (base == 0) sum = whole ? 0.0f : sum * *correct;
+            if (c->tid < d) {
+                local const ushort *y = (local const ushort *)rows + c->tid;
+                local const float *s = scores + base;
+#pragma unroll 16
+                for (uint j = 0; j < some; j++) sum = fma(s[j], half_of(y[j * 8 * (EACH_ROW + 1)]), sum);
+            }
+            LOCAL_BARRIER;
+        }
+    }
+    if (c->tid >= d) return;
+    if (c->splits == 1) {
+        FLOATS(c, P[A_OUT], P[A_OUT_AT])[first * d + c->tid] = whole ? sum : sum / *l;
+    } else {
+        global float *out = FLOATS(c, P[PARTIAL], (first * P[MAX_SPLITS] + split) * (d + 2));
+        out[2 + c->tid] = sum;
+        if (c->tid == 0) { out[0] = *m; out[1] = *l; }
+    }
+}
+#else
+#define HEAD_TOKEN 0
+#endif
+
 // Joins what the splits of one token have.
 static void combine(const Ctx *c) {
     local const uint *P = c->P;
     const uint d = HEAD_DIM;
     global float *out = FLOATS(c, P[A_OUT], P[A_OUT_AT]);
-    for (uint i = c->group * T + c->tid; i < P[HEADS] * d; i += c->groups * T) {
+    ROLLED for (uint i = c->group * T + c->tid; i < P[HEADS] * d; i += c->groups * T) {
         uint h = i / d, e = i % d;
         global const float *part = FLOATS(c, P[PARTIAL], h * P[MAX_SPLITS] * (d + 2));
         float max = -INFINITY, sum = 0, l = 0;
-        for (uint s = 0; s < c->splits; s++) if (part[s * (d + 2) + 1] > 0) max = fmax(max, part[s * (d + 2)]);
-        for (uint s = 0; s < c->splits; s++) {
+        ROLLED for (uint s = 0; s < c->splits; s++) if (part[s * (d + 2) + 1] > 0) max = fmax(max, part[s * (d + 2)]);
+        ROLLED for (uint s = 0; s < c->splits; s++) {
             global const float *p = part + s * (d + 2);
             if (!(p[1] > 0) && !isnan(p[1])) continue;
             float f = exp_(p[0] - max);

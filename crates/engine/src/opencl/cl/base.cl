@@ -15,7 +15,13 @@
 
 #pragma OPENCL FP_CONTRACT OFF
 
+// What keeps arrays in registers only if it has no calls.
+#define ALWAYS inline __attribute__((always_inline))
+// Before loops that compilers would repeat many times for little: the instructions of a phase have to be fetched, too.
+#define ROLLED _Pragma("unroll 1")
+
 #define TEAMS (T / LANES)
+#define RED (ROWS * T < 1024 ? 1024 : ROWS * T)
 #define NONE 0xffffffffu
 
 // Words of a phase. Kinds that have no products use words from 9 on as they say.
@@ -59,9 +65,12 @@ typedef struct {
     global uchar *A;
     local uint *P;        // the phase
     local uchar *L;       // room, as much as the largest phase needs
-    local float *red;     // ROWS * T floats for sums
+    local float *red;     // RED floats for sums
     uint pos0, n, token, out0, nout, splits, best, pages;
     uint tid, lane, team, group, groups;
+#if SINGLE && PTX
+    local const uint *near;  // lines of the cache's first pages
+#endif
 } Ctx;
 
 // Known to the compiler if all inputs have the same.
@@ -206,8 +215,8 @@ static inline int group_add_int(const Ctx *c, int x) {
 #endif
 }
 
-// The order of sums that the CPU keeps: lane i % 16 takes value i, then the lanes are folded. Keeping it makes every
-// result here the CPU's to the last bit, and so what is rounded to 8 bits afterwards.
+// The orders of sums that the CPU keeps: here, lane i % 16 takes value i, then the lanes are folded. Keeping them makes every
+// result the CPU's to the last bit, and so what is rounded to 8 bits afterwards.
 #define FOLD16(v) (((v(0) + v(8)) + (v(4) + v(12))) + ((v(2) + v(10)) + (v(6) + v(14))) + \
                    (((v(1) + v(9)) + (v(5) + v(13))) + ((v(3) + v(11)) + (v(7) + v(15)))))
 static inline float fold16(local const float *v) {
@@ -216,25 +225,26 @@ static inline float fold16(local const float *v) {
 #undef V
 }
 
-// 16 chains of additions, one a work-item. Eight loads at a time: a chain that waits for each of its loads is far longer.
-#define RMS_FACTOR(name, place)                                                              \
-    static inline float name(const Ctx *c, place const float *x, uint n, float eps) {         \
-        for (uint lane = c->tid; lane < 16; lane += T) {                                      \
-            float sum = 0, v[8];                                                              \
-            uint i = lane;                                                                    \
-            for (; i + 112 < n; i += 128) {                                                   \
-                _Pragma("unroll")                                                             \
-                for (uint j = 0; j < 8; j++) v[j] = x[i + 16 * j];                            \
-                _Pragma("unroll")                                                             \
-                for (uint j = 0; j < 8; j++) sum = fma(v[j], v[j], sum);                      \
-            }                                                                                 \
-            for (; i < n; i += 16) sum = fma(x[i], x[i], sum);                                \
-            c->red[lane] = sum;                                                               \
-        }                                                                                     \
-        LOCAL_BARRIER;                                                                        \
-        float sum = fold16(c->red);                                                           \
-        LOCAL_BARRIER;                                                                        \
-        return 1.0f / sqrt(sum / (float)n + eps);                                             \
+// The sum of squares as the CPU has it: lane i % 1024 takes value i, then the lanes are folded by halves.
+#define SUM_LANES 1024
+#define RMS_FACTOR(name, place)                                                                                      \
+    static inline float name(const Ctx *c, place const float *x, uint n, float eps) {                                \
+        uint used = min(n, (uint)SUM_LANES);                                                                          \
+        ROLLED for (uint lane = c->tid; lane < used; lane += T) {                                                      \
+            float sum = 0;                                                                                            \
+            ROLLED for (uint i = lane; i < n; i += SUM_LANES) sum = fma(x[i], x[i], sum);                       \
+            c->red[lane] = sum;                                                                                       \
+        }                                                                                                             \
+        LOCAL_BARRIER;                                                                                                \
+        ROLLED for (uint fold = SUM_LANES / 2; fold > 0; fold /= 2) {                                                 \
+            if (fold >= used) continue;                                                                               \
+            ROLLED for (uint i = c->tid + fold; i < used; i += T) c->red[i - fold] += c->red[i];                             \
+            used = fold;                                                                                              \
+            LOCAL_BARRIER;                                                                                            \
+        }                                                                                                             \
+        const float sum = c->red[0];                                                                                  \
+        LOCAL_BARRIER;                                                                                                \
+        return 1.0f / sqrt(sum / (float)n + eps);                                                                     \
     }
 RMS_FACTOR(rms_factor, global)
 RMS_FACTOR(rms_factor_local, local)

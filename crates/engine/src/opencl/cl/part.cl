@@ -28,7 +28,7 @@ static void PART(const Ctx *c, local const uint *p, uint unit, AS const uchar *x
     for (uint at = c->lane; at < items; at += 2 * LANES) {
         F_ITEM a[ROWS], b[ROWS];
         ITEMS_OF(a, at)
-        if (at + LANES < items) { ITEMS_OF(b, at + LANES) }
+        ITEMS_OF(b, min(at + LANES, items - 1))
         STEPS_OF(a, at)
         if (at + LANES < items) { STEPS_OF(b, at + LANES) }
     }

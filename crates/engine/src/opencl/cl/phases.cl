@@ -17,7 +17,7 @@
 static void embed(const Ctx *c) {
     local const uint *p = c->P + PROD;
     const uint cols = c->P[COLS];
-    for (uint i = c->group * T + c->tid; i < c->n * cols; i += c->groups * T) {
+    ROLLED for (uint i = c->group * T + c->tid; i < c->n * cols; i += c->groups * T) {
         uint t = i / cols;
         uint token = c->token != NONE ? c->token : ((global const uint *)LINE(c, c->P[TOKENS]))[t];
         float w = weight_of(c, p, token, i % cols) * as_float(p[TENSOR]);
@@ -80,14 +80,14 @@ static void add_norm(const Ctx *c) {
         global const float *w = FLOATS(c, P[NORM], 0);
         global float *out = FLOATS(c, P[PROD + OUT], (ulong)t * P[PROD + OUT_STRIDE]);
         uint from = c->n == 1 ? c->group * T + c->tid : c->tid, step = c->n == 1 ? c->groups * T : T;
-        for (uint i = from; i < cols; i += step) out[i] += x[i] * factor * w[i];
+        ROLLED for (uint i = from; i < cols; i += step) out[i] += x[i] * factor * w[i];
     }
 }
 
 static void glu(const Ctx *c) {
     local const uint *P = c->P;
     const uint cols = P[COLS];
-    for (uint i = c->group * T + c->tid; i < c->n * cols; i += c->groups * T) {
+    ROLLED for (uint i = c->group * T + c->tid; i < c->n * cols; i += c->groups * T) {
         uint t = i / cols, k = i % cols;
         global const float *gate = FLOATS(c, P[IN], (ulong)t * P[IN_STRIDE] + P[IN_AT]);
         FLOATS(c, P[PROD + OUT], 0)[(ulong)t * P[PROD + OUT_STRIDE] + k] = activate(P[ACTIVATION], gate[k]) * gate[cols + k];
@@ -104,7 +104,7 @@ static void best_of_group(const Ctx *c, float *most, uint *where) {
     values[c->tid] = *most;
     places[c->tid] = *where;
     LOCAL_BARRIER;
-    for (uint n = T; n > 1; n = (n + 1) / 2) {
+    ROLLED for (uint n = T; n > 1; n = (n + 1) / 2) {
         uint other = c->tid + (n + 1) / 2;
         if (other < n) {
             best(c, most, where, values[other], places[other]);
@@ -119,7 +119,7 @@ static void argmax(const Ctx *c) {
     float most = -INFINITY;
     uint where = NONE;
     global const float *x = FLOATS(c, P[IN], 0);
-    for (uint i = c->group * T + c->tid; i < P[COLS]; i += c->groups * T) best(c, &most, &where, x[i], i);
+    ROLLED for (uint i = c->group * T + c->tid; i < P[COLS]; i += c->groups * T) best(c, &most, &where, x[i], i);
     best_of_group(c, &most, &where);
     if (c->tid == 0) {
         FLOATS(c, P[REC], 0)[2 * c->group] = most;
@@ -131,7 +131,7 @@ static void choose(const Ctx *c) {
     float most = -INFINITY;
     uint where = NONE;
     global const float *x = FLOATS(c, c->P[REC], 0);
-    for (uint i = c->tid; i < c->P[REC_STRIDE]; i += T) best(c, &most, &where, x[2 * i], as_uint(x[2 * i + 1]));
+    ROLLED for (uint i = c->tid; i < c->P[REC_STRIDE]; i += T) best(c, &most, &where, x[2 * i], as_uint(x[2 * i + 1]));
     best_of_group(c, &most, &where);
     if (c->tid == 0) *(global uint *)LINE(c, c->P[TOKENS]) = where;
 }
@@ -161,26 +161,26 @@ static void select_best(const Ctx *c, global const float *x, uint n, uint first,
     uint wanted = k;
     float value;
     uint id;
-    for (uint shift = 64; shift > 0 && wanted > 0;) {
+    ROLLED for (uint shift = 64; shift > 0 && wanted > 0;) {
         const ulong agreed = shift == 64 ? 0 : ~(ulong)0 << shift;
         shift -= 8;
-        for (uint i = c->tid; i < 256; i += T) counts[i] = 0;
+        ROLLED for (uint i = c->tid; i < 256; i += T) counts[i] = 0;
         LOCAL_BARRIER;
-        for (uint i = c->tid; i < n; i += T) {
+        ROLLED for (uint i = c->tid; i < n; i += T) {
             const ulong rank = item_of(x, i, first, logits, &value, &id);
             if ((rank & agreed) == low) atomic_inc(counts + (uint)(rank >> shift & 255));
         }
         LOCAL_BARRIER;
-        for (uint i = c->tid; i < 16; i += T) {
+        ROLLED for (uint i = c->tid; i < 16; i += T) {
             uint sum = 0;
-            for (uint j = 0; j < 16; j++) sum += counts[16 * i + j];
+            ROLLED for (uint j = 0; j < 16; j++) sum += counts[16 * i + j];
             sums[i] = sum;
         }
         LOCAL_BARRIER;
         if (c->tid == 0) {
             uint left = wanted, i = 15, j = 15;
-            for (; i > 0 && sums[i] < left; i--) left -= sums[i];
-            for (; j > 0 && counts[16 * i + j] < left; j--) left -= counts[16 * i + j];
+            ROLLED for (; i > 0 && sums[i] < left; i--) left -= sums[i];
+            ROLLED for (; j > 0 && counts[16 * i + j] < left; j--) left -= counts[16 * i + j];
             state[0] = 16 * i + j;
             // 0: everything that agrees up to this byte is among the best.
             state[1] = counts[16 * i + j] == left ? 0 : left;
@@ -192,7 +192,7 @@ static void select_best(const Ctx *c, global const float *x, uint n, uint first,
     }
     if (c->tid == 0) state[0] = 0;
     LOCAL_BARRIER;
-    for (uint i = c->tid; i < n; i += T) {
+    ROLLED for (uint i = c->tid; i < n; i += T) {
         if (item_of(x, i, first, logits, &value, &id) < low) continue;
         const uint at = atomic_inc(state);
         out[2 * at] = value;
@@ -206,7 +206,7 @@ static void best_of_share(const Ctx *c) {
     const uint room = min(c->best, P[EACH_BEST]), k = min(room, n);
     global float *out = FLOATS(c, P[BEST], 2 * (c->best + c->group * room));
     select_best(c, FLOATS(c, P[IN], 0), n, from, true, k, out);
-    for (uint i = k + c->tid; i < room; i += T) {
+    ROLLED for (uint i = k + c->tid; i < room; i += T) {
         out[2 * i] = -INFINITY;
         out[2 * i + 1] = as_float(NONE);
     }
@@ -222,7 +222,11 @@ static void run_phase(const Ctx *c) {
     switch (c->P[KIND]) {
         case EMBED: embed(c); break;
         case MATMUL: matmul(c); break;
+#if HEAD_TOKEN
+        case ATTEND: if (c->P[TILE] == 1 && c->P[KV_TILE] != 0) attend_head(c); else attend(c); break;
+#else
         case ATTEND: attend(c); break;
+#endif
         case ADD_NORM: add_norm(c); break;
         case GLU: glu(c); break;
         case QUANTIZE: quantize_all(c); break;
@@ -240,8 +244,10 @@ static void run_phase(const Ctx *c) {
 static inline bool has_products(uint kind) { return kind == EMBED || kind == MATVEC || kind == MATMUL; }
 
 // A phase's words on their way to local memory, the lines of its matrices in place of their numbers: two answers of the
-// memory one after the other. So a work-item that has a word to bring asks for it two phases early, and for the line one phase.
+// memory one after the other. So a work-item that has a word to bring asks for it four phases early, for the line a phase later, and
+// puts it down two phases early, when it is known what to bring to the cache.
 #if T >= PHASE_WORDS
+#define RING 3
 typedef struct { uint word, raw, kind; } Coming;
 static inline void bring_words(Coming *w, global const uint *words, global const uint *lines, uint phase, uint last, uint tid) {
     const bool matrix = tid >= PROD && (tid - PROD) % PROD_WORDS == MAT && has_products(w->kind) && w->raw != NONE;
@@ -252,6 +258,7 @@ static inline void bring_words(Coming *w, global const uint *words, global const
     }
 }
 #else
+#define RING 1
 static void fetch(local uint *to, global const uint *table, global const uint *lines, uint tid) {
     for (uint i = tid; i < PHASE_WORDS; i += T) {
         const bool matrix = i >= PROD && (i - PROD) % PROD_WORDS == MAT && has_products(table[KIND]) && table[i] != NONE;
@@ -261,41 +268,84 @@ static void fetch(local uint *to, global const uint *table, global const uint *l
 #endif
 
 #if PTX
-// The first bytes of the next phase's rows of this work-group on their way to the cache, while others are waited for.
+// What this work-group will read first of weights, and of keys and values, in the phase P after the next one, on its way to the
+// device's cache while others are waited for. One team only waits.
 #define AHEAD 131072
-static void fetch_ahead(const Ctx *c, local const uint *P) {
+#define AHEAD_ITEMS (TEAMS > 1 ? T - LANES : T)
+static inline void to_cache(global const uchar *from, ulong bytes, uint item) {
+    ROLLED for (ulong i = item * 128; i < bytes; i += AHEAD_ITEMS * 128) asm volatile("prefetch.global.L2 [%0];" : : "l"((ulong)(from + i)));
+}
+static ALWAYS void fetch_ahead(const Ctx *now, local const uint *P) {
+    Ctx then = *now;
+    const Ctx *c = &then;
+    then.P = P;
+    const uint item = TEAMS > 1 ? c->tid - LANES : c->tid;
+    if (P[KIND] == ATTEND) attend_ahead(c, item, AHEAD_ITEMS);
     if (P[KIND] != MATVEC) return;
     const uint pair = P[FLAGS] & 2;
-    const bool dealt = is_dealt(c, P);
-    uint from = dealt ? c->group * TEAMS : c->group * P[UNITS] / c->groups, before = 0;
-    uint to = dealt ? from + TEAMS : (c->group + 1) * P[UNITS] / c->groups;
-    if (P[NORM] != NONE)
-        for (uint i = c->tid * 32; i < P[COLS]; i += T * 32)
-            asm volatile("prefetch.global.L2 [%0];" : : "l"((ulong)(FLOATS(c, P[NORM], i))));
-    for (uint k = 0; k < P[NPROD]; k++) {
+#if SINGLE
+    const bool words = P[FLAGS] & WORDS;
+#else
+    const bool words = false;
+#endif
+    const bool dealt = !words && is_dealt(c, P);
+    uint from = dealt ? c->group * TEAMS : first_unit(c, c->group), to = dealt ? from + TEAMS : first_unit(c, c->group + 1), before = 0;
+#if SINGLE
+    if (words) { from = share(c, c->group); to = share(c, c->group + 1); }
+#endif
+    if (P[NORM] != NONE) to_cache((global const uchar *)FLOATS(c, P[NORM], 0), P[COLS] * 4, item);
+    const uint each = words ? 1 : pair ? ROWS / 2 : ROWS;
+    ROLLED for (uint k = 0; k < P[NPROD]; k++) {
         local const uint *p = P + PROD + k * PROD_WORDS;
-        uint each = pair ? ROWS / 2 : ROWS, n = (p[ROWS_OF] + each - 1) / each;
-        uint a = pair ? from : max(from, before) - before, b = pair ? to : min(to, before + n) > before ? min(to, before + n) - before : 0;
+        const uint n = (p[ROWS_OF] + each - 1) / each, first = max(from, before), end = min(to, before + n);
+        if (first < end) {
+            const ulong stride = stride0(p[FMT], P[COLS]), at = (ulong)(first - before) * each * stride;
+            const ulong last = min((ulong)(end - before) * each, (ulong)p[ROWS_OF]) * stride;
+            to_cache(LINE(c, p[MAT]) + at, min(last - at, (ulong)AHEAD), item);
+        }
         if (!pair) before += n;
-        if (a >= b) continue;
-        ulong stride = stride0(p[FMT], P[COLS]), at = a * each * stride, end = min((ulong)b * each, (ulong)p[ROWS_OF]) * stride;
-        global const uchar *base = LINE(c, p[MAT]);
-        for (ulong i = at + c->tid * 128; i < min(end, at + AHEAD); i += T * 128)
-            asm volatile("prefetch.global.L2 [%0];" : : "l"((ulong)(base + i)));
     }
 }
+#endif
+
+#if PTX
 #define DEVICE_FENCE asm volatile("membar.gl;" : : : "memory")
 #else
 #define DEVICE_FENCE mem_fence(CLK_GLOBAL_MEM_FENCE)
 #endif
 
+// Where all work-groups meet: a counter of arrivals. What a work-group wrote before it arrives others see once they have seen it arrive.
+static ALWAYS void arrive(volatile global uint *counter) {
+#if PTX && SM >= 70
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" : : "l"((ulong)counter) : "memory");
+#else
+    DEVICE_FENCE;
+    atomic_add(counter, 1u);
+#endif
+}
+static ALWAYS bool all_arrived(volatile global uint *counter, uint all) {
+    ROLLED for (uint spins = 0; spins < 20000000u; spins++) {
+#if PTX && SM >= 70
+        uint seen;
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"((ulong)counter) : "memory");
+        if (seen >= all) return true;
+#else
+        if (*counter < all) continue;
+        DEVICE_FENCE;
+        return true;
+#endif
+    }
+    return false;
+}
+
+#define NEXT(p) ((p) == P + (RING - 1) * PHASE_WORDS ? P : (p) + PHASE_WORDS)
 // Phases first..last of a table. Several of them in one launch need a device on which all work-groups run at once: they
 // meet at a counter between two phases. One work-group may always run all.
 kernel __attribute__((reqd_work_group_size(T, 1, 1))) void phases(
     global uchar *A, uint table, uint lines, uint pages, uint first, uint last, uint pos0, uint n, uint token, uint out0,
     uint nout, uint splits, uint best, volatile global uint *sync, local uint4 *room) {
-    local uint P[2 * PHASE_WORDS];
-    local float red[ROWS * T + 16];
+    local uint P[RING * PHASE_WORDS];
+    local float red[RED + 16] __attribute__((aligned(16)));
     local uint lost;
     Ctx ctx;
     Ctx *c = &ctx;
@@ -310,55 +360,60 @@ kernel __attribute__((reqd_work_group_size(T, 1, 1))) void phases(
 #if T >= PHASE_WORDS
     Coming coming;
     coming.raw = coming.kind = 0;
-    for (uint i = 0; i < 3; i++) {
+    for (uint i = 0; i < 4; i++) {
         bring_words(&coming, words, where, first + i, last, c->tid);
-        if (i == 1 && c->tid < PHASE_WORDS) P[c->tid] = coming.word;
+        if (i > 0 && i < RING && c->tid < PHASE_WORDS) P[(i - 1) * PHASE_WORDS + c->tid] = coming.word;
     }
 #else
     fetch(P, words + first * PHASE_WORDS, where, c->tid);
 #endif
+#if SINGLE && PTX
+    local uint near[NEAR];
+    c->near = near;
+    for (uint i = c->tid; i < min(pos0 / PAGE + 1, (uint)NEAR); i += T) near[i] = ((global const uint *)LINE(c, pages))[i];
+#endif
     if (c->tid == 0) lost = 0;
     LOCAL_BARRIER;
-    uint meetings = 0, at = 0;
+    uint meetings = 0;
+    local uint *now = P;
     for (uint i = first;;) {
-        c->P = P + at;
+        c->P = now;
+#if SINGLE && PTX
+        const bool is_words = now[KIND] == MATVEC && now[FLAGS] & WORDS;
+        Words ahead;
+        if (is_words) words_ahead(c, &ahead);
+#endif
+        if (c->groups > 1 && i > first) {
+            meetings++;
+            if (c->tid == 0) lost = !all_arrived(sync, meetings * c->groups);
+            GROUP_BARRIER;
+            if (lost) break;
+        }
+#if SINGLE && PTX
+        if (is_words) matvec_words(c, &ahead);
+        else
+#endif
         // Without pieces there is nothing to join.
-        if (c->P[KIND] != COMBINE || splits > 1) run_phase(c);
+        if (now[KIND] != COMBINE || splits > 1) run_phase(c);
         if (++i >= last) break;
         GROUP_BARRIER;
-        if (c->groups > 1 && c->tid == 0) {
-            DEVICE_FENCE;
-            atomic_add((volatile global uint *)sync, 1u);
-        }
-        // While the others arrive.
-        at ^= PHASE_WORDS;
-        local uint *next = P + at;
-        for (;; i++) {
+        if (c->groups > 1 && c->tid == 0) arrive(sync);
 #if T >= PHASE_WORDS
-            if (c->tid < PHASE_WORDS) next[c->tid] = coming.word;
-            bring_words(&coming, words, where, i + 2, last, c->tid);
-#else
-            fetch(next, words + i * PHASE_WORDS, where, c->tid);
-#endif
+        for (;; i++) {
+            // The place of the phase that is over is that of the one after the next.
+            if (c->tid < PHASE_WORDS) NEXT(NEXT(now))[c->tid] = coming.word;
+            bring_words(&coming, words, where, i + 3, last, c->tid);
+            now = NEXT(now);
             LOCAL_BARRIER;
-            const bool nothing = next[KIND] == COMBINE && splits == 1 && i + 1 < last;
-            LOCAL_BARRIER;
-            if (!nothing) break;
+            if (now[KIND] != COMBINE || splits > 1 || i + 1 >= last) break;
         }
-        if (c->groups > 1) {
-            meetings++;
 #if PTX
-            fetch_ahead(c, next);
+        if (c->groups > 1 && i + 1 < last && (c->team > 0 || TEAMS == 1)) fetch_ahead(c, NEXT(now));
 #endif
-            if (c->tid == 0) {
-                uint spins = 0;
-                while (*sync < meetings * c->groups && spins < 20000000u) spins++;
-                if (spins >= 20000000u) lost = 1;
-                DEVICE_FENCE;
-            }
-        }
-        GROUP_BARRIER;
-        if (lost) break;
+#else
+        fetch(now, words + i * PHASE_WORDS, where, c->tid);
+        LOCAL_BARRIER;
+#endif
     }
     // Whoever leaves last clears the counter for the next launch.
     if (c->groups > 1 && meetings > 0 && c->tid == 0) {

@@ -68,7 +68,9 @@ static void QNAME1(AS)(const Ctx *c, global const float *x, AS uchar *rec, local
     const bool once = fours <= FOURS * T;
     global const float4 *w = (global const float4 *)(normed ? FLOATS(c, c->P[NORM], 0) : x);
     local float4 *here = (local float4 *)(room + padded / 16);
+    // Without a value from the beginning they would be kept from one call to the next.
     float4 v[FOURS], weights[FOURS];
+    _Pragma("unroll") for (uint k = 0; k < FOURS; k++) v[k] = weights[k] = (float4)(0.0f);
     // Values from i on, T * 4 apart: all of them are asked for before the first is used.
 #define EACH(i) _Pragma("unroll") for (uint k = 0, i = from + c->tid; k < FOURS; k++, i += T)
 #define BRING EACH(i) v[k] = i < real ? four(x, i, aligned) : (float4)(0.0f);
