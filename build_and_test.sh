@@ -86,7 +86,7 @@ if python3 -c 'import playwright, axe_playwright_python' >/dev/null 2>&1 && [ -x
 else
   skip browser "the Python packages playwright and axe-playwright-python are not importable, or there is no ${NEXAQUANT_CHROMIUM:-/usr/bin/chromium}"
 fi
-for isa in scalar avx2 avx512; do
+for isa in scalar avx2 avx512 amx; do
   if NEXAQUANT_ISA=$isa "$bin" info 2>&1 | grep -q "does not have it"; then
     skip "$isa" "this processor does not have it"
     continue

@@ -462,7 +462,7 @@ pub struct InspectArgs {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-NEXAQUANT_ISA=scalar|avx2|avx512 overrides the choice of instruction set, for tests and comparisons.")]
+NEXAQUANT_ISA=scalar|avx2|avx512|amx overrides the choice of instruction set, for tests and comparisons.")]
 pub struct InfoArgs {
     /// Measure how fast memory is copied and read, too: about a second, and 256 MB of memory.
     #[arg(long)]

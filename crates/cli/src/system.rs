@@ -177,11 +177,16 @@ pub fn missing_features(isa: nexaquant_engine::kernels::Isa) -> Vec<&'static str
     let needed = match isa {
         Isa::Scalar => Vec::new(),
         Isa::Avx2 => features!("avx2" "fma" "f16c"),
-        Isa::Avx512 => {
+        Isa::Avx512 | Isa::Amx => {
             features!("avx2" "fma" "f16c" "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vnni")
         }
     };
-    needed.into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect()
+    let missing: Vec<_> = needed.into_iter().filter(|(_, there)| !there).map(|(name, _)| name).collect();
+    if missing.is_empty() && !isa.is_available() {
+        // Only the kernels' crate asks for these two.
+        return vec!["amx-int8, or the system's leave to use it"];
+    }
+    missing
 }
 
 /// What `isa` needs of the processor and does not find.

@@ -275,7 +275,7 @@ fn an_instruction_set_that_is_none() {
         .args(["run", "-p", "x"])
         .assert()
         .code(2)
-        .stderr(predicate::str::contains("mmx").and(predicate::str::contains("scalar, avx2 or avx512")));
+        .stderr(predicate::str::contains("mmx").and(predicate::str::contains("scalar, avx2, avx512 or amx")));
 }
 
 #[test]

@@ -141,8 +141,9 @@ fn kernels_are_measured_on_every_instruction_set() {
             };
             rows.iter().filter(same).count()
         };
-        // Two shapes; ternary weights with int8 activations and with floats.
-        assert_eq!((of("TQ2_0", 1), of("TQ2_0", 8), of("F16", 1), of("F16", 8)), (4, 2, 2, 0), "{isa}");
+        // Two shapes; ternary weights with int8 activations and with floats. What AMX leaves to AVX-512 is there once.
+        let rows = if isa == Isa::Amx { (0, 2, 0, 0) } else { (4, 2, 2, 0) };
+        assert_eq!((of("TQ2_0", 1), of("TQ2_0", 8), of("F16", 1), of("F16", 8)), rows, "{isa}");
     }
     for row in rows {
         let [does, could] = if row["columns"] == 1 {

@@ -58,7 +58,7 @@ fn json_has_what_was_measured() {
     assert!(
         (number("tokens_per_s") * number("weight_bytes_per_token") / 1e9 - number("gb_per_s")).abs() < 1e-9
     );
-    assert!(["scalar", "avx2", "avx512"].contains(&run["isa"].as_str().unwrap()));
+    assert!(["scalar", "avx2", "avx512", "amx"].contains(&run["isa"].as_str().unwrap()));
 }
 
 #[test]

@@ -52,9 +52,9 @@ pub struct Format {
     /// A whole `[rows, cols]` tensor to its bytes, tail included: reference quality, not speed.
     pub(crate) quantize: fn(&[f32], &mut [u8]),
     /// Kernels that take int8 activations, by `Isa`.
-    pub(crate) int8: Option<[Kernel; 3]>,
+    pub(crate) int8: Option<[Kernel; Isa::ALL.len()]>,
     /// Kernels that take f32 activations, by `Isa`.
-    pub(crate) float: [Kernel; 3],
+    pub(crate) float: [Kernel; Isa::ALL.len()],
 }
 
 impl fmt::Debug for Format {
@@ -274,6 +274,12 @@ impl BoundKernel {
     /// The instruction set.
     pub fn isa(&self) -> Isa {
         self.isa
+    }
+    /// The instruction set that multiplies bytes when a call has so many columns: AMX is for ternary formats and not for few.
+    /// (Rows whose blocks have scales of their own are left to AVX-512 too; only a call finds out.)
+    pub fn multiplies_with(&self, columns: usize) -> Isa {
+        let tiles = self.format.ternary && self.grain.is_some() && columns >= crate::formats::TILES_FROM;
+        if tiles { self.isa } else { self.isa.min(Isa::Avx512) }
     }
     /// `out[c][r] = weights[r] · acts[c]`, every element by the same operations whatever the other rows
     /// and columns of the call are.

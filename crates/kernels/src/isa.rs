@@ -14,6 +14,8 @@ pub enum Isa {
     Avx2 = 1,
     /// AVX-512 F, BW, DQ, VL and VNNI (Ice Lake, Zen 4 and later).
     Avx512 = 2,
+    /// AVX-512 and AMX's tile products of bytes, for ternary products of many columns (Sapphire Rapids and later, Linux).
+    Amx = 3,
 }
 
 /// The environment variable that overrides detection.
@@ -21,14 +23,15 @@ pub const ISA_ENV: &str = "NEXAQUANT_ISA";
 
 impl Isa {
     /// All variants, slowest first.
-    pub const ALL: [Isa; 3] = [Isa::Scalar, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Avx2, Isa::Avx512, Isa::Amx];
 
-    /// `scalar`, `avx2` or `avx512`, the spelling of `NEXAQUANT_ISA`.
+    /// `scalar`, `avx2`, `avx512` or `amx`, the spelling of `NEXAQUANT_ISA`.
     pub fn name(self) -> &'static str {
         match self {
             Isa::Scalar => "scalar",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         }
     }
 
@@ -51,6 +54,8 @@ impl Isa {
                     && is_x86_feature_detected!("avx512vl")
                     && is_x86_feature_detected!("avx512vnni")
             }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => Isa::Avx512.is_available() && crate::simd::amx::is_available(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -80,7 +85,7 @@ impl fmt::Display for Isa {
 /// Why `NEXAQUANT_ISA` cannot be honoured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IsaError {
-    /// The value is none of the three names.
+    /// The value is none of the four names.
     Unknown(String),
     /// The processor lacks it; the best that it has is named.
     Missing {
@@ -95,7 +100,7 @@ impl fmt::Display for IsaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             IsaError::Unknown(s) => {
-                write!(f, "{ISA_ENV}={s:?} is not an instruction set; use scalar, avx2 or avx512")
+                write!(f, "{ISA_ENV}={s:?} is not an instruction set; use scalar, avx2, avx512 or amx")
             }
             IsaError::Missing { asked, best } => {
                 write!(f, "{ISA_ENV}={asked} but this processor does not have it; the best here is {best}")
@@ -128,7 +133,7 @@ mod tests {
         assert_eq!(choose(Some("SCALAR".into())), Ok(Isa::Scalar));
         assert_eq!(choose(Some("".into())), choose(None));
         let text = choose(Some("neon".into())).unwrap_err().to_string();
-        assert!(text.contains("\"neon\"") && text.contains("scalar, avx2 or avx512"), "{text}");
+        assert!(text.contains("\"neon\"") && text.contains("scalar, avx2, avx512 or amx"), "{text}");
         let missing = IsaError::Missing { asked: Isa::Avx512, best: Isa::Avx2 }.to_string();
         assert!(missing.contains("avx512") && missing.contains("best here is avx2"), "{missing}");
     }

@@ -52,7 +52,7 @@ impl Ops {
                 // SAFETY: `Ops::new` checked that the instruction set is present.
                 Isa::Avx2 => return unsafe { avx2(how, bytes) },
                 // SAFETY: as above.
-                Isa::Avx512 => return unsafe { avx512(how, bytes) },
+                Isa::Avx512 | Isa::Amx => return unsafe { avx512(how, bytes) },
                 Isa::Scalar => {}
             }
         }
@@ -78,6 +78,8 @@ impl Ops {
                 Isa::Avx2 => return unsafe { avx2(rounds) },
                 // SAFETY: as above.
                 Isa::Avx512 => return unsafe { avx512(rounds) },
+                // SAFETY: as above.
+                Isa::Amx => return unsafe { crate::simd::amx::multiply_adds(rounds) },
                 Isa::Scalar => {}
             }
         }

@@ -88,7 +88,7 @@ fn whole_activations_leave_only_float_steps() {
 #[test]
 fn ternary_rows_of_one_scale_are_the_rounded_exact_integer() {
     let mut rng = Rng(0x7777_1234_4321_7777);
-    let (cols, n) = (16384, 3);
+    let (cols, n) = (16384, 20);
     for &format in FORMATS.iter().filter(|f| f.ternary) {
         let row_bytes = format.row_bytes(cols).unwrap();
         // All -1, all +1 (or the unused code), and anything.
@@ -112,7 +112,7 @@ fn ternary_rows_of_one_scale_are_the_rounded_exact_integer() {
         };
         let w = Weights::new(format, &bytes, rows, cols).unwrap();
         let x: Vec<f32> = (0..n * cols)
-            .map(|i| [127.0, -127.0, if rng.next() >> 63 == 0 { 127.0 } else { -127.0 }][i / cols])
+            .map(|i| [127.0, -127.0, if rng.next() >> 63 == 0 { 127.0 } else { -127.0 }][i / cols % 3])
             .collect();
         let mut wide = vec![0f32; cols];
         for isa in Isa::available() {
@@ -123,7 +123,10 @@ fn ternary_rows_of_one_scale_are_the_rounded_exact_integer() {
                 for (c, x) in x.chunks(cols).enumerate() {
                     let sum: i64 = wide.iter().zip(x).map(|(w, x)| (w / d).round() as i64 * *x as i64).sum();
                     assert_eq!(y[c * rows + r], sum as f32 * d, "{kernel:?} row {r} column {c}: sum {sum}");
-                    assert!(r > 1 || c > 1 || sum.unsigned_abs() >= 127 * cols as u64, "not extreme: {sum}");
+                    assert!(
+                        r > 1 || c % 3 > 1 || sum.unsigned_abs() >= 127 * cols as u64,
+                        "not extreme: {sum}"
+                    );
                 }
             }
         }

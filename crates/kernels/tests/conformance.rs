@@ -1,6 +1,6 @@
 //! Every format x instruction set against its oracles, as one table of checks over [`FORMATS`].
 //!
-//! - int8: scalar, AVX2 and AVX-512 return the same bits, alone and in any group of columns; the value is that of
+//! - int8: scalar, AVX2, AVX-512 and AMX return the same bits, alone and in any group of columns; the value is that of
 //!   an f64 sum over dequantized weights and dequantized activations within a derived bound.
 //! - float: the same; ternary formats within 1e-6 relative of a sequential f64 sum.
 //! - guard zones around the result stay untouched.
@@ -116,6 +116,43 @@ fn tiles_of_rows_return_the_bits_of_scalar() {
                 let all = run(kernel, &w, &x, n);
                 for (i, (a, b)) in all.iter().zip(&oracle).enumerate() {
                     assert_eq!(a.to_bits(), b.to_bits(), "{kernel:?} {rows}x{cols}x{n} element {i}: {a} {b}");
+                }
+            }
+        }
+    }
+}
+
+/// Tiles that are not full: any number of rows and columns up to some more than two tiles of each, whole steps and half ones. Each
+/// element is the same whatever stands beside it.
+#[test]
+fn tiles_of_any_size_return_the_bits_of_scalar() {
+    let mut rng = Rng(0x7e55_e11a);
+    let isas: Vec<Isa> = Isa::available().filter(|&isa| isa != Isa::Scalar).collect();
+    for isa in Isa::ALL.into_iter().filter(|isa| !isa.is_available()) {
+        println!("skipped {isa}: this processor, or the system, does not have it");
+    }
+    let (rows, n) = (70, 40);
+    for &format in FORMATS.iter().filter(|f| f.ternary) {
+        for cols in [1, 3, 23].map(|blocks| blocks * format.block) {
+            let values: Vec<f32> = (0..rows * cols).map(|_| (rng.next() % 3) as f32 / 2.0 - 0.5).collect();
+            let mut bytes = vec![0; format.tensor_bytes(rows, cols).unwrap()];
+            format.quantize(&values, cols, &mut bytes);
+            let w = Weights::new(format, &bytes, rows, cols).unwrap();
+            let x = columns(cols, n, &mut rng);
+            let oracle = run(BoundKernel::new(format, Mode::Int8, Isa::Scalar).unwrap(), &w, &x, n);
+            // All of both where rows are short, else what a step of 3 and 7 meets.
+            let (by_rows, by_columns) = if cols <= 256 { (1, 1) } else { (7, 3) };
+            for rows in (1..=70).step_by(by_rows) {
+                for n in (1..=n).step_by(by_columns) {
+                    for &isa in &isas {
+                        let kernel = BoundKernel::new(format, Mode::Int8, isa).unwrap();
+                        let part = run(kernel, &w.rows_range(0..rows), &x[..n * cols], n);
+                        for (c, part) in part.chunks(rows).enumerate() {
+                            let same =
+                                part.iter().zip(&oracle[c * 70..]).all(|(a, b)| a.to_bits() == b.to_bits());
+                            assert!(same, "{kernel:?} {rows}x{cols}, column {c} of {n}");
+                        }
+                    }
                 }
             }
         }

@@ -128,6 +128,8 @@ pub enum IsaArg {
     Avx2,
     /// AVX-512 with VNNI.
     Avx512,
+    /// The same, and AMX for ternary products of several columns.
+    Amx,
 }
 
 impl IsaArg {
@@ -136,6 +138,7 @@ impl IsaArg {
             IsaArg::Scalar => Isa::Scalar,
             IsaArg::Avx2 => Isa::Avx2,
             IsaArg::Avx512 => Isa::Avx512,
+            IsaArg::Amx => Isa::Amx,
         }
     }
 }

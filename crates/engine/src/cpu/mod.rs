@@ -25,7 +25,7 @@ use crate::model::Architecture;
 use crate::model::op::{Op, Product, Slot, View};
 use crate::threads::Worker;
 use crate::weights::{Place, WeightTable};
-use nexaquant_kernels::{Activation, Acts, F32Cols, Grain, I8Cols, KvRows, Layout, Ops};
+use nexaquant_kernels::{Activation, Acts, F32Cols, Grain, I8Cols, Isa, KvRows, Layout, Ops};
 use scratch::{grains, record_lines};
 use std::ops::Range;
 
@@ -58,6 +58,9 @@ pub(crate) struct Step<'a> {
 /// Values of a product's output that one claim takes when there are many tokens: the rows stay in the inner cache while
 /// all tokens pass.
 const PREFILL_ROWS: usize = 64;
+/// The most that one takes where AMX multiplies: it reads the tokens from farther away, 32 at a time, so more rows should share
+/// each of them.
+const TILE_ROWS: usize = 256;
 /// Values of the gate that one claim takes.
 const GLU_CHUNK: usize = 512;
 
@@ -228,7 +231,11 @@ impl Step<'_> {
             worker.barrier();
         }
         let total: usize = products.iter().map(|p| p.out.width).sum();
-        worker.claim(total, PREFILL_ROWS, |claimed| {
+        let tiles = products.iter().any(|p| self.weights.kernel(p.matrix).multiplies_with(n) == Isa::Amx);
+        // Some claims for each worker, so that they end together.
+        let most = if tiles { TILE_ROWS } else { PREFILL_ROWS };
+        let rows = (total / (4 * worker.threads())).next_multiple_of(PREFILL_ROWS).clamp(PREFILL_ROWS, most);
+        worker.claim(total, rows, |claimed| {
             for_rows(products, claimed, |p, rows| {
                 // SAFETY: read only in this phase: records and input were written before the last barriers.
                 let acts = unsafe { self.acts(&inputs, p, 0, which) };

@@ -12,7 +12,9 @@
 //! of 128. Blocks have no scale of their own, so every row is one run.
 
 use super::Blocks;
-use super::ternary::{Ternary, ternarize, ternary_float, two_bit_planes, two_bit_row, two_bit_sixteen};
+use super::ternary::{
+    Beside, Ternary, ternarize, ternary_float, two_bit_planes, two_bit_row, two_bit_sixteen,
+};
 use crate::format::Format;
 use crate::simd::Bytes;
 use half::f16;
@@ -67,9 +69,15 @@ impl Ternary for I2S {
         unsafe { two_bit_planes::<Self, S, true>(step) }
     }
     #[inline(always)]
-    unsafe fn sixteen<S: Bytes>(rows: [&[u8]; 16], to: *mut u8) {
+    unsafe fn sixteen<S: Bytes, B: Beside>(
+        rows: &[*const u8; 16],
+        at: usize,
+        half: bool,
+        to: *mut u8,
+        beside: &mut B,
+    ) {
         // SAFETY: as above, of each row; the rest by the caller.
-        unsafe { two_bit_sixteen::<Self, S, true>(rows, to) }
+        unsafe { two_bit_sixteen::<Self, S, B, true>(rows, at, half, to, beside) }
     }
     #[inline(always)]
     unsafe fn row<S: Bytes>(row: &[u8], q: *const i8) -> S::V {

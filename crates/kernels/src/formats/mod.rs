@@ -6,11 +6,14 @@
 
 use crate::acts::{Acts, Grain, I8Cols};
 use crate::format::{Call, Format, Kernel};
+use crate::isa::Isa;
 use crate::simd::Bytes;
 use crate::simd::scalar::Scalar;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2::Avx2, avx512::Avx512};
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod bf16;
 mod blocks32;
 mod blocks64;
@@ -56,6 +59,9 @@ pub static FORMATS: &[&Format] = &[
     &q2_0::FORMAT,
     &q2_0::FORMAT_G128,
 ];
+
+/// Columns from which on AMX pays. With two the tiles win only where rows are long.
+pub(crate) const TILES_FROM: usize = 3;
 
 /// How far ahead of the weights in use memory is asked for theirs, in bytes.
 const AHEAD: usize = 2048;
@@ -207,7 +213,7 @@ unsafe fn float_rows<T: FloatRow, S: Bytes>(call: &mut Call<'_, '_>) {
 /// The entry points of a generic body, by `Isa`.
 macro_rules! entry_points {
     ($name:ident, $bound:ident, $scalar:ident, $generic:ident) => {
-        pub(crate) const fn $name<T: $bound>() -> [Kernel; 3] {
+        pub(crate) const fn $name<T: $bound>() -> [Kernel; Isa::ALL.len()] {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma,f16c")]
@@ -220,11 +226,11 @@ macro_rules! entry_points {
                     // SAFETY: the features are enabled here; the rest is the caller's promise.
                     unsafe { $generic::<T, Avx512>(call) }
                 }
-                [$scalar::<T>, avx2::<T>, avx512::<T>]
+                [$scalar::<T>, avx2::<T>, avx512::<T>, avx512::<T>]
             }
             // Elsewhere the vector variants are never available; the slots hold the portable kernel.
             #[cfg(not(target_arch = "x86_64"))]
-            [$scalar::<T>, $scalar::<T>, $scalar::<T>]
+            [$scalar::<T>; Isa::ALL.len()]
         }
     };
 }

@@ -16,12 +16,29 @@
 //! The code 3, which two bits can spell and no encoder writes, counts as +2 in dequantizing and in the int8
 //! product and as 0 in the float product: the same on every instruction set.
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::{AHEAD, Blocks, Column, FloatRow, Int8Row, int8_rows, row_bytes, ternary_kernels, tile};
-use crate::acts::{Acts, Grain, Line};
-use crate::format::{Call, Format};
+use crate::acts::{Acts, Grain};
+use crate::format::{Call, Format, Kernel};
+use crate::isa::Isa;
 use crate::simd::scalar::Scalar;
 use crate::simd::{Bytes, Lanes};
-use std::mem::MaybeUninit;
+
+/// Something else to do while rows are unpacked, a little at a time, for a processor that can do both at once.
+pub(crate) trait Beside {
+    /// Does the next bit of it.
+    ///
+    /// # Safety
+    /// As the implementation says.
+    unsafe fn next(&mut self);
+}
+
+/// Nothing else.
+impl Beside for () {
+    #[inline(always)]
+    unsafe fn next(&mut self) {}
+}
 
 /// What a ternary format provides; `BLOCK` is 128 or 256.
 ///
@@ -41,27 +58,18 @@ pub(crate) trait Ternary: Blocks {
     /// `S` is enabled; `step` is a step or half a one.
     unsafe fn planes<S: Bytes>(step: &[u8]) -> [S::V; 4];
     /// The codes of a step of 16 rows as [`super::tile`] has them: 64 vectors, 128 bytes apart, of which number `16 l + j`
-    /// has values `4 j .. 4 j + 4` of vector l of [`planes`](Self::planes), row by row.
+    /// has values `4 j .. 4 j + 4` of vector l of [`planes`](Self::planes), row by row. Meanwhile `beside` is asked twice.
     ///
     /// # Safety
-    /// As for `planes`, for each row; `to` has room for all the vectors.
-    #[inline(always)]
-    unsafe fn sixteen<S: Bytes>(rows: [&[u8]; 16], to: *mut u8) {
-        let mut planes = MaybeUninit::<[Line; 64]>::uninit();
-        let plane = |l: usize| planes.as_mut_ptr().cast::<u8>().wrapping_add(1024 * l);
-        // SAFETY: by the caller; a plane is 16 lines, all of them written before they are read.
-        unsafe {
-            let [a, b, c, d] = [0, 1, 2, 3].map(plane);
-            for (i, row) in rows.into_iter().enumerate() {
-                for (plane, codes) in [a, b, c, d].into_iter().zip(Self::planes::<S>(row)) {
-                    S::store_v(plane.add(64 * i), codes);
-                }
-            }
-            for (l, plane) in [a, b, c, d].into_iter().enumerate() {
-                S::transpose4::<128>(plane, to.add(l * 16 * 128));
-            }
-        }
-    }
+    /// `S` is enabled; a step, or half a one if `half`, begins `at` bytes behind each pointer; `to` has room for all the vectors;
+    /// `beside` may be asked twice.
+    unsafe fn sixteen<S: Bytes, B: Beside>(
+        rows: &[*const u8; 16],
+        at: usize,
+        half: bool,
+        to: *mut u8,
+        beside: &mut B,
+    );
     /// i32 lanes whose total is the sum of code * q over a row, for a column at `q`.
     ///
     /// # Safety
@@ -99,22 +107,43 @@ pub(super) unsafe fn two_bit_planes<T: Ternary, S: Bytes, const HIGH_FIRST: bool
 /// # Safety
 /// As [`Ternary::sixteen`].
 #[inline(always)]
-pub(super) unsafe fn two_bit_sixteen<T: Ternary, S: Bytes, const HIGH_FIRST: bool>(
-    rows: [&[u8]; 16],
+pub(super) unsafe fn two_bit_sixteen<T: Ternary, S: Bytes, B: Beside, const HIGH_FIRST: bool>(
+    rows: &[*const u8; 16],
+    at: usize,
+    half: bool,
     to: *mut u8,
+    beside: &mut B,
 ) {
-    let mut lines = MaybeUninit::<[Line; 32]>::uninit();
-    let bytes = lines.as_mut_ptr().cast::<u8>();
-    // SAFETY: by the caller; of the 32 lines 16 are written, and then the other 16, before they are read.
+    // SAFETY: by the caller.
     unsafe {
-        let turned = bytes.add(1024);
-        for (i, row) in rows.into_iter().enumerate() {
-            S::store_v(bytes.add(64 * i), two_bit_step::<T, S>(row));
+        let mut bytes = [S::zero_v(); 16];
+        if T::BLOCK < 256 && half {
+            for (bytes, row) in bytes.iter_mut().zip(rows) {
+                *bytes = S::load_half(row.add(at));
+            }
+        } else {
+            for (bytes, row) in bytes.iter_mut().zip(rows) {
+                *bytes = S::load_v(row.add(at));
+            }
         }
-        S::transpose4::<64>(bytes, turned);
-        for j in 0..16 {
-            let codes = two_bit_codes::<S, HIGH_FIRST>(S::load_v(turned.add(64 * j)));
-            for (l, codes) in codes.into_iter().enumerate() {
+        let turned = S::transpose16(bytes);
+        beside.next();
+        eight::<S, HIGH_FIRST>(&turned, 0, to);
+        beside.next();
+        eight::<S, HIGH_FIRST>(&turned, 8, to);
+    }
+}
+
+/// The codes of eight vectors of [`two_bit_sixteen`], from number `first` on.
+///
+/// # Safety
+/// As [`Ternary::sixteen`].
+#[inline(always)]
+unsafe fn eight<S: Bytes, const HIGH_FIRST: bool>(turned: &[S::V; 16], first: usize, to: *mut u8) {
+    // SAFETY: by the caller.
+    unsafe {
+        for j in first..first + 8 {
+            for (l, codes) in two_bit_codes::<S, HIGH_FIRST>(turned[j]).into_iter().enumerate() {
                 S::store_v(to.add((16 * l + j) * 128), codes);
             }
         }
@@ -176,7 +205,7 @@ pub(super) unsafe fn two_bit_row<T: Ternary, S: Bytes, const HIGH_FIRST: bool>(
 
 /// Whether all blocks of a row have the scale bits of the first.
 #[inline(always)]
-fn is_one_run<T: Ternary>(row: &[u8]) -> bool {
+pub(super) fn is_one_run<T: Ternary>(row: &[u8]) -> bool {
     let first = T::scale_bits(&row[..T::BYTES]);
     row.chunks_exact(T::BYTES).fold(0, |differ, block| differ | (T::scale_bits(block) ^ first)) == 0
 }
@@ -335,10 +364,29 @@ pub(super) unsafe fn ternary_rows<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>)
     }
 }
 
+/// The vector kernels, and that of AMX: its tiles for enough columns, else what AVX-512 does.
+const fn with_tiles<T: Ternary>() -> [Kernel; Isa::ALL.len()] {
+    let mut kernels = ternary_kernels::<T>();
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+        unsafe fn amx<T: Ternary>(call: &mut Call<'_, '_>) {
+            // SAFETY: the features are enabled here; the rest is the caller's promise.
+            unsafe {
+                if call.acts.n() < super::TILES_FROM || !amx::multiply::<T>(call) {
+                    ternary_kernels::<T>()[Isa::Avx512 as usize](call);
+                }
+            }
+        }
+        kernels[Isa::Amx as usize] = amx::<T>;
+    }
+    kernels
+}
+
 impl Format {
     /// A ternary format.
     pub(super) const fn ternary<T: Ternary + FloatRow>() -> Format {
-        Format { ternary: true, int8: Some(ternary_kernels::<T>()), ..Format::quantized::<T>() }
+        Format { ternary: true, int8: Some(with_tiles::<T>()), ..Format::quantized::<T>() }
     }
 }
 

@@ -17,7 +17,7 @@ use std::mem::MaybeUninit;
 /// Columns from which on a tile pays.
 pub(super) const COLUMNS: usize = 4;
 /// Rows of a tile.
-const ROWS: usize = 32;
+pub(super) const ROWS: usize = 32;
 /// Tiles that some columns pass over while they are in the innermost cache.
 const TILES: usize = 2;
 /// Steps of a stretch: its codes are 80 KiB, which stay in the second-level cache, and rows of 2560 weights are one stretch.
@@ -76,7 +76,18 @@ pub(super) unsafe fn multiply<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) -> 
     true
 }
 
-/// Codes of some steps of a tile's rows, 64 pairs a step in `codes`. Rows that a tile lacks repeat its last one; nobody reads their sums.
+/// Where the rows of a tile begin, `n` bytes each; the last one again for those that the tile lacks.
+#[inline(always)]
+pub(super) fn starts(tile: &[u8], n: usize) -> [[*const u8; 16]; 2] {
+    let last = tile.len() / n - 1;
+    let mut starts = [[tile.as_ptr(); 16]; 2];
+    for (i, start) in starts.as_flattened_mut().iter_mut().enumerate() {
+        *start = tile[i.min(last) * n..].as_ptr();
+    }
+    starts
+}
+
+/// Codes of some steps of a tile's rows, 64 pairs a step in `codes`. Nobody reads the sums of rows that the tile lacks.
 #[inline(always)]
 unsafe fn unpack<'c, T: Ternary, S: Bytes>(
     tile: &[u8],
@@ -85,16 +96,16 @@ unsafe fn unpack<'c, T: Ternary, S: Bytes>(
     steps: usize,
     codes: &'c mut [MaybeUninit<[Line; 2]>],
 ) -> &'c [[Line; 2]] {
-    let count = tile.len() / n;
+    let starts = starts(tile, n);
     let codes = &mut codes[..steps * 64];
     for (step, codes) in codes.chunks_exact_mut(64).enumerate() {
-        let bytes = (from + step) * T::STEP..((from + step + 1) * T::STEP).min(n);
-        for half in 0..2 {
-            let row = |i: usize| &tile[(16 * half + i).min(count - 1) * n..][..n][bytes.clone()];
+        let at = (from + step) * T::STEP;
+        for (r, rows) in starts.iter().enumerate() {
             // SAFETY: `S` is enabled by the caller; these are a step of each row; 64 pairs of lines, one line of each.
             unsafe {
-                T::sixteen::<S>(std::array::from_fn(row), codes.as_mut_ptr().cast::<u8>().add(64 * half));
-            };
+                let to = codes.as_mut_ptr().cast::<u8>().add(64 * r);
+                T::sixteen::<S, ()>(rows, at, n - at < T::STEP, to, &mut ());
+            }
         }
     }
     // SAFETY: each step has written both lines of its 64 pairs.

@@ -14,8 +14,9 @@
 //! a digit over the point. In vectors: one arrangement of a block's bytes per 64 elements, one power of three
 //! per 16-bit lane, and [`Bytes::digit3`].
 
-use super::ternary::{Ternary, ternarize, ternary_float};
+use super::ternary::{Beside, Ternary, ternarize, ternary_float};
 use super::{Blocks, f16_at};
+use crate::acts::Grain;
 use crate::format::Format;
 use crate::simd::Bytes;
 use half::f16;
@@ -30,6 +31,15 @@ const fn place(e: usize) -> (usize, usize) {
         0..160 => (e % 32, e / 32),
         160..240 => (32 + e % 16, (e - 160) / 16),
         _ => (48 + e % 4, (e - 240) / 4),
+    }
+}
+
+/// The element that is digit `n` of `byte`: [`place`] turned around.
+const fn element(byte: usize, n: usize) -> usize {
+    match byte {
+        0..32 => n * 32 + byte,
+        32..48 => 160 + n * 16 + byte - 32,
+        _ => 240 + n * 4 + byte - 48,
     }
 }
 
@@ -71,7 +81,7 @@ impl Blocks for Tq1_0 {
 }
 
 /// The element of a step at place `at` of an int8 column.
-const fn element(at: usize) -> usize {
+const fn at_place(at: usize) -> usize {
     at / 64 * 32 + at % 64 / 32 * 128 + at % 32
 }
 
@@ -80,7 +90,7 @@ static POWERS: [[u16; 32]; 4] = {
     let mut t = [[0; 32]; 4];
     let mut at = 0;
     while at < 256 {
-        t[at / 64][at % 64 / 2] = (POW3[place(element(at)).1] as u16) << 8;
+        t[at / 64][at % 64 / 2] = (POW3[place(at_place(at)).1] as u16) << 8;
         at += 2;
     }
     t
@@ -122,6 +132,56 @@ impl Ternary for Tq1_0 {
                 codes[l] = S::digit3(codes[l], S::load_v(POWERS[l].as_ptr().cast()));
             }
             codes
+        }
+    }
+    /// Bytes change places, four at a time, a quarter of what their digits would be. Then digit after digit moves over the
+    /// point, in the lower and in the upper bytes of 16-bit lanes.
+    #[inline(always)]
+    unsafe fn sixteen<S: Bytes, B: Beside>(
+        rows: &[*const u8; 16],
+        at: usize,
+        _: bool,
+        to: *mut u8,
+        beside: &mut B,
+    ) {
+        // SAFETY: every load ends at byte 54 or before; the rest by the caller.
+        unsafe {
+            let mut bytes = [S::zero_v(); 16];
+            for (bytes, row) in bytes.iter_mut().zip(rows) {
+                let p = row.add(at);
+                let quarters = S::load_quarters(p, p.add(16), p.add(32), p.add(38));
+                *bytes = S::shuffle16(quarters, S::load_v(LAST.as_ptr()));
+            }
+            let turned = S::transpose16(bytes);
+            beside.next();
+            digits::<S>(&turned[..6], 0, to);
+            beside.next();
+            digits::<S>(&turned[6..13], 6, to);
+        }
+    }
+}
+
+/// The digits of four bytes of 16 rows each, the first of which are bytes `4 * first ..` of their blocks, to the places of
+/// their elements.
+///
+/// # Safety
+/// As [`Ternary::sixteen`].
+#[inline(always)]
+unsafe fn digits<S: Bytes>(turned: &[S::V], first: usize, to: *mut u8) {
+    // SAFETY: by the caller.
+    unsafe {
+        let (byte, digit) = (S::splat_i32(0x00ff_00ff), S::splat_i32(0x0300_0300));
+        for (i, &bytes) in turned.iter().enumerate() {
+            let at = 4 * (first + i);
+            let (mut low, mut high) = (S::and(bytes, byte), S::shr16::<8>(bytes));
+            for n in 0..if at < 48 { 5 } else { 4 } {
+                // Three times a byte: no lane of 16 bits overflows.
+                low = S::add_i32(low, S::add_i32(low, low));
+                high = S::add_i32(high, S::add_i32(high, high));
+                let codes = S::or(S::shr16::<8>(low), S::and(high, digit));
+                S::store_v(to.add(Grain::Column.place(element(at, n)) / 4 * 128), codes);
+                (low, high) = (S::and(low, byte), S::and(high, byte));
+            }
         }
     }
 }

@@ -6,7 +6,9 @@
 //! element g*128 + l*32 + m  =  (((qs[g*32 + m] >> 2*l) & 3) - 1) * d      g < 2, l < 4, m < 32
 //! ```
 
-use super::ternary::{Ternary, ternarize, ternary_float, two_bit_planes, two_bit_row, two_bit_sixteen};
+use super::ternary::{
+    Beside, Ternary, ternarize, ternary_float, two_bit_planes, two_bit_row, two_bit_sixteen,
+};
 use super::{Blocks, f16_at};
 use crate::format::Format;
 use crate::simd::Bytes;
@@ -61,9 +63,15 @@ impl Ternary for Tq2_0 {
         unsafe { two_bit_planes::<Self, S, false>(step) }
     }
     #[inline(always)]
-    unsafe fn sixteen<S: Bytes>(rows: [&[u8]; 16], to: *mut u8) {
+    unsafe fn sixteen<S: Bytes, B: Beside>(
+        rows: &[*const u8; 16],
+        at: usize,
+        half: bool,
+        to: *mut u8,
+        beside: &mut B,
+    ) {
         // SAFETY: as above, of each row; the rest by the caller.
-        unsafe { two_bit_sixteen::<Self, S, false>(rows, to) }
+        unsafe { two_bit_sixteen::<Self, S, B, false>(rows, at, half, to, beside) }
     }
     #[inline(always)]
     unsafe fn row<S: Bytes>(row: &[u8], q: *const i8) -> S::V {

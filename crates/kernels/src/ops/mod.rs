@@ -71,7 +71,7 @@ impl Ops {
             Isa::Avx2 => unsafe { avx2(body) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => unsafe { avx512(body) },
+            Isa::Avx512 | Isa::Amx => unsafe { avx512(body) },
             // SAFETY: the portable implementation is callable anywhere.
             _ => unsafe { body.run::<Scalar>() },
         }

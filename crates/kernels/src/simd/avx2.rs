@@ -607,14 +607,19 @@ impl Bytes for Avx2 {
         unsafe { (_mm256_castps_si256(a.0), _mm256_castps_si256(a.1)) }
     }
     #[inline(always)]
-    unsafe fn transpose4<const APART: usize>(from: *const u8, to: *mut u8) {
+    unsafe fn transpose16(rows: [Self::V; 16]) -> [Self::V; 16] {
         unsafe {
+            let mut columns = rows;
             // Quarters of the matrix, 8 x 8 each.
             for (down, across) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                let row = |r: usize| _mm256_loadu_si256(from.add((8 * down + r) * 64 + 32 * across).cast());
                 let mut quads = [_mm256_setzero_si256(); 8];
                 for i in 0..2 {
-                    let (a, b, c, d) = (row(4 * i), row(4 * i + 1), row(4 * i + 2), row(4 * i + 3));
+                    let mut four = [_mm256_setzero_si256(); 4];
+                    for (r, row) in four.iter_mut().enumerate() {
+                        let (left, right) = rows[8 * down + 4 * i + r];
+                        *row = if across == 0 { left } else { right };
+                    }
+                    let [a, b, c, d] = four;
                     let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
                     quads[4 * i] = _mm256_unpacklo_epi64(ab, cd);
                     quads[4 * i + 1] = _mm256_unpackhi_epi64(ab, cd);
@@ -628,11 +633,12 @@ impl Bytes for Avx2 {
                         _mm256_permute2x128_si256::<0x31>(quads[j], quads[4 + j]),
                     ];
                     for (lane, row) in lanes.into_iter().enumerate() {
-                        let at = (8 * across + 4 * lane + j) * APART + 32 * down;
-                        _mm256_storeu_si256(to.add(at).cast(), row);
+                        let column = &mut columns[8 * across + 4 * lane + j];
+                        *(if down == 0 { &mut column.0 } else { &mut column.1 }) = row;
                     }
                 }
             }
+            columns
         }
     }
 

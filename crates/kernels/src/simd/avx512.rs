@@ -383,13 +383,12 @@ impl Bytes for Avx512 {
         unsafe { _mm512_castps_si512(a) }
     }
     #[inline(always)]
-    unsafe fn transpose4<const APART: usize>(from: *const u8, to: *mut u8) {
+    unsafe fn transpose16(rows: [__m512i; 16]) -> [__m512i; 16] {
         unsafe {
             // In each 128-bit lane first: quad j of rows 4i..4i+4 holds value j of every lane, by row.
             let mut quads = [_mm512_setzero_si512(); 16];
             for i in 0..4 {
-                let row = |r: usize| _mm512_loadu_si512(from.add((4 * i + r) * 64).cast());
-                let (a, b, c, d) = (row(0), row(1), row(2), row(3));
+                let [a, b, c, d] = [rows[4 * i], rows[4 * i + 1], rows[4 * i + 2], rows[4 * i + 3]];
                 let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
                 quads[4 * i] = _mm512_unpacklo_epi64(ab, cd);
                 quads[4 * i + 1] = _mm512_unpackhi_epi64(ab, cd);
@@ -398,20 +397,17 @@ impl Bytes for Avx512 {
                 quads[4 * i + 3] = _mm512_unpackhi_epi64(ab, cd);
             }
             // Then the lanes themselves.
+            let mut columns = quads;
             for j in 0..4 {
                 let (a, b, c, d) = (quads[j], quads[4 + j], quads[8 + j], quads[12 + j]);
                 let (ab, cd) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0x44>(c, d));
                 let (ef, gh) = (_mm512_shuffle_i32x4::<0xee>(a, b), _mm512_shuffle_i32x4::<0xee>(c, d));
-                let rows = [
-                    _mm512_shuffle_i32x4::<0x88>(ab, cd),
-                    _mm512_shuffle_i32x4::<0xdd>(ab, cd),
-                    _mm512_shuffle_i32x4::<0x88>(ef, gh),
-                    _mm512_shuffle_i32x4::<0xdd>(ef, gh),
-                ];
-                for (lane, row) in rows.into_iter().enumerate() {
-                    _mm512_storeu_si512(to.add((4 * lane + j) * APART).cast(), row);
-                }
+                columns[j] = _mm512_shuffle_i32x4::<0x88>(ab, cd);
+                columns[4 + j] = _mm512_shuffle_i32x4::<0xdd>(ab, cd);
+                columns[8 + j] = _mm512_shuffle_i32x4::<0x88>(ef, gh);
+                columns[12 + j] = _mm512_shuffle_i32x4::<0xdd>(ef, gh);
             }
+            columns
         }
     }
 

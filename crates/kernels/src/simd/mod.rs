@@ -2,7 +2,7 @@
 //!
 //! Two traits. [`Lanes`] is 16 f32 lanes (and 8 f64 lanes), implemented for plain Rust too, so that an
 //! operation written over it gives the same bits on every instruction set. [`Bytes`] adds 64-byte integer
-//! vectors and is implemented for AVX2 (as two halves) and AVX-512.
+//! vectors and is implemented for AVX2 (as two halves) and AVX-512. Beside them, `amx` has the few instructions of tile registers.
 //!
 //! How a generic kernel is compiled: everything here is `#[inline(always)]`, and the entry point that
 //! names the instruction set carries `#[target_feature]`, so the whole kernel is compiled with it.
@@ -10,12 +10,14 @@
 //! **One result on every machine.** Float sums are always kept in 16 lanes and folded by the tree of
 //! [`Lanes::reduce_add`] (l + l+8, then l + l+4, l+2, l+1). `fma` is a fused multiply-add everywhere.
 //! A kernel that sticks to these and gives each lane the same values in the same order returns the same
-//! bits from scalar, AVX2 and AVX-512.
+//! bits from scalar, AVX2 and AVX-512. Tiles sum up integers.
 
 #![allow(clippy::missing_safety_doc)]
 
 pub(crate) mod scalar;
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -167,9 +169,8 @@ pub(crate) trait Bytes: Lanes {
     /// The same bits as f32 lanes, and back.
     unsafe fn bits_to_f(a: Self::V) -> Self::F;
     unsafe fn bits_of_f(a: Self::F) -> Self::V;
-    /// 16 vectors at `from`, 64 bytes apart, seen as a 16 x 16 matrix of 32-bit values; its transpose goes to `to`, rows
-    /// `APART` bytes apart.
-    unsafe fn transpose4<const APART: usize>(from: *const u8, to: *mut u8);
+    /// 16 vectors seen as a 16 x 16 matrix of 32-bit values: its transpose.
+    unsafe fn transpose16(rows: [Self::V; 16]) -> [Self::V; 16];
 
     /// Running sums of 2-bit codes times int8.
     type Planes: Copy;

@@ -48,8 +48,10 @@ pub fn kernels(args: &KernelsArgs) -> Result<(), Failure> {
                     continue;
                 }
                 for (rows, columns) in ROWS.into_iter().flat_map(|rows| [(rows, 1), (rows, 8)]) {
-                    // Eight columns are about arithmetic; of floats there is no limit to stand beside.
-                    if columns == 1 || mode == Mode::Int8 {
+                    // Eight columns are about arithmetic; of floats there is no limit to stand beside. And what AMX leaves to
+                    // AVX-512 is in that row.
+                    let own = kernel.multiplies_with(columns) == isa || args.isa.is_some();
+                    if own && (columns == 1 || mode == Mode::Int8) {
                         cells.push(Cell { format, kernel, ops, mode, rows, columns, found: Vec::new() });
                     }
                 }
@@ -164,7 +166,8 @@ impl Cell {
         let limit = if n == 1 {
             read_rate(pool, self.ops, &region.bytes()[..self.bytes()], TIME)
         } else {
-            multiply_add_rate(pool, self.ops, TIME)
+            let with = self.kernel.multiplies_with(n);
+            multiply_add_rate(pool, Ops::new(with).unwrap_or(self.ops), TIME)
         };
         Ok((seconds, limit))
     }

@@ -1,8 +1,7 @@
 //! A row's figures: medians of its visits, and what share of the machine's limit they are.
 
 use super::table::{figure, percent};
-use super::visit::{Cell, Found, Kind};
-use nexaquant_engine::Model;
+use super::visit::{Cell, Found, Kind, int8_products};
 use nexaquant_engine::limits::median;
 use serde_json::{Value, json};
 
@@ -49,7 +48,11 @@ impl<'a> Row<'a> {
         let model = &self.cell.subject.model;
         let each = match self.cell.kind {
             Kind::Answer(_) => model.weight_bytes_per_token() as f64,
-            Kind::Prompt(n) => int8_products(model, n) as f64 / n as f64,
+            Kind::Prompt(n) => {
+                // Whatever multiplies them.
+                let products = int8_products(model, n, n);
+                products.iter().map(|(_, products)| *products as f64).sum::<f64>() / n as f64
+            }
         };
         let limits: Vec<f64> = self.found.iter().filter_map(|f| f.limit).collect();
         let limit = (!limits.is_empty()).then(|| median(limits) / 1e9);
@@ -107,20 +110,4 @@ impl<'a> Row<'a> {
         }
         row
     }
-}
-
-/// Products of a weight and an int8 activation in a prompt of `n` tokens; the head is computed for the last one.
-fn int8_products(model: &Model, n: usize) -> u64 {
-    let arch = model.architecture();
-    let last = arch.units.len().saturating_sub(1);
-    let of_unit = |(i, unit): (usize, &nexaquant_engine::model::op::Unit)| {
-        let products = unit.ops.iter().filter_map(|op| match op {
-            nexaquant_engine::model::op::Op::MatMul { products, .. } => Some(products),
-            _ => None,
-        });
-        let int8 = products.flatten().filter(|p| model.weights().kernel(p.matrix).grain().is_some());
-        let each: u64 = int8.map(|p| &arch.matrices[p.matrix.0]).map(|m| (m.rows * m.cols) as u64).sum();
-        each * if i == last { 1 } else { n as u64 }
-    };
-    arch.units.iter().enumerate().map(of_unit).sum()
 }

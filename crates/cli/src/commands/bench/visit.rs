@@ -7,6 +7,7 @@ use crate::failure::Failure;
 use crate::options;
 use nexaquant_engine::kernels::{Isa, Ops};
 use nexaquant_engine::limits::{Region, multiply_add_rate, read_rate};
+use nexaquant_engine::model::op::Op;
 use nexaquant_engine::opencl::Gpu;
 use nexaquant_engine::sampler::SamplingParams;
 use nexaquant_engine::{GenerateOptions, Model, Pool, Session, SessionOptions, generate};
@@ -106,6 +107,7 @@ impl Bench {
         let budget = self.engine.budget;
         let mut session = engine::session_on(self.gpu.as_ref(), model, &pool, budget, session)?;
         let bytes = model.weight_bytes_per_token() as usize;
+        let batch = session.batch();
         let tokens_per_s = match cell.kind {
             Kind::Prompt(n) => prompt(&mut session, &mut pool, n)?,
             Kind::Answer(n) => answer(&mut session, &mut pool, n)?,
@@ -113,7 +115,11 @@ impl Bench {
         drop(session);
         let limit = match (cell.kind, &self.gpu) {
             (Kind::Prompt(_), Some(_)) => None,
-            (Kind::Prompt(_), None) => Some(multiply_add_rate(&mut pool, self.ops, LIMIT_TIME)),
+            (Kind::Prompt(n), None) => {
+                let mut rate =
+                    |isa| multiply_add_rate(&mut pool, Ops::new(isa).unwrap_or(self.ops), LIMIT_TIME);
+                Some(products_limit(&int8_products(model, n, batch), &mut rate))
+            }
             // The same number of bytes, so that a model in a cache is compared with that cache.
             (Kind::Answer(_), Some(gpu)) => Some(gpu.read_rate(bytes).map_err(Failure::input)?),
             (Kind::Answer(_), None) => {
@@ -124,6 +130,39 @@ impl Bench {
         };
         Ok(Found { tokens_per_s, limit })
     }
+}
+
+/// Products of a weight and an int8 activation in a prompt of `n` tokens, `batch` of them at most in a pass, by what multiplies them.
+/// The head is computed for the last token.
+pub fn int8_products(model: &Model, n: usize, batch: usize) -> Vec<(Isa, u64)> {
+    let arch = model.architecture();
+    let mut found: Vec<(Isa, u64)> = Vec::new();
+    for (i, unit) in arch.units.iter().enumerate() {
+        let tokens = if i + 1 == arch.units.len() { 1 } else { n };
+        let products = unit.ops.iter().filter_map(|op| match op {
+            Op::MatMul { products, .. } => Some(products),
+            _ => None,
+        });
+        for p in products.flatten() {
+            let (kernel, matrix) = (model.weights().kernel(p.matrix), &arch.matrices[p.matrix.0]);
+            if kernel.grain().is_some() {
+                let with = kernel.multiplies_with(tokens.min(batch));
+                let more = (matrix.rows * matrix.cols * tokens) as u64;
+                match found.iter_mut().find(|(isa, _)| *isa == with) {
+                    Some((_, products)) => *products += more,
+                    None => found.push((with, more)),
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Products a second where each instruction set does its own as fast as it can, one after the other.
+fn products_limit(products: &[(Isa, u64)], rate: &mut dyn FnMut(Isa) -> f64) -> f64 {
+    let all: u64 = products.iter().map(|(_, n)| n).sum();
+    let seconds: f64 = products.iter().map(|&(isa, n)| n as f64 / rate(isa)).sum();
+    if seconds > 0.0 { all as f64 / seconds } else { 0.0 }
 }
 
 /// Tokens a second of a prompt of `n`, after a short one that warms up.
