@@ -4,10 +4,11 @@
 //! before each page. Inside a page:
 //!
 //! ```text
-//! for each layer:  K [kv_head][PAGE][head_dim]   then   V [kv_head][PAGE][head_dim]
+//! for each layer:  K [kv_head][PAGE / 16][head_dim][16]   then   V [kv_head][PAGE][head_dim]
 //! ```
 //!
-//! so that attention reads the rows of one head one behind another. Pages are indexed by absolute position; how a
+//! so that attention reads what belongs to one head at one stretch, and the keys of 16 positions side by side
+//! ([`nexaquant_kernels::KEYS`]). Pages are indexed by absolute position; how a
 //! prompt is cut into steps does not show. In a memory with a budget each page is paid for before it is allocated.
 //!
 //! Full pages can be had by several sessions ([`crate::session`]'s prefixes): they are paid for once, until the last one
@@ -15,7 +16,7 @@
 
 use crate::cpu::{OutOfMemory, SharedBuf};
 use crate::model::hparams::HParams;
-use nexaquant_kernels::KvType;
+use nexaquant_kernels::{KEYS, KvType};
 use nexaquant_residency::Charge;
 use std::ops::Range;
 use std::sync::Arc;
@@ -73,15 +74,22 @@ impl KvLayout {
     pub fn page_bytes(&self) -> usize {
         self.layers[self.layers.len() - 1].next_multiple_of(64)
     }
-    /// Bytes of the rows of keys of one head in one page; `rows` are positions in the page.
+    /// Bytes of the keys of one head in one page; `rows` are positions in the page, whole blocks of keys.
     pub fn k(&self, layer: usize, head: usize, rows: Range<usize>) -> Range<usize> {
+        debug_assert!(
+            rows.start.is_multiple_of(KEYS) && rows.end.is_multiple_of(KEYS),
+            "whole blocks of keys"
+        );
+        self.rows(layer, head, rows)
+    }
+    fn rows(&self, layer: usize, head: usize, rows: Range<usize>) -> Range<usize> {
         let head = self.layers[layer] + head * PAGE * self.row_bytes;
         head + rows.start * self.row_bytes..head + rows.end * self.row_bytes
     }
-    /// The same of the values.
+    /// Bytes of the values of one head in one page; `rows` are positions in the page.
     pub fn v(&self, layer: usize, head: usize, rows: Range<usize>) -> Range<usize> {
         let half = (self.layers[layer + 1] - self.layers[layer]) / 2;
-        let k = self.k(layer, head, rows);
+        let k = self.rows(layer, head, rows);
         k.start + half..k.end + half
     }
 }

@@ -554,6 +554,7 @@ impl Session {
             scratch,
             tokens,
             spans: &[Span { first: 0, pos: self.tokens.len(), kv: &self.kv }],
+            apart: tokens.len() == 1,
             gathered: self.tenancy.as_ref().map(|_| self.gathered.as_slice()),
         };
         let tuner = &mut self.tuners[usize::from(tokens.len() > 1)];

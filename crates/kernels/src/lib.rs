@@ -20,5 +20,5 @@ pub use format::{BoundKernel, Format, MAX_ROW, Mode, Weights, WeightsError};
 pub use formats::FORMATS;
 pub use isa::{ISA_ENV, Isa, IsaError};
 pub use limits::Scan;
-pub use ops::{Activation, KvRows, KvType, Ops, Pairing};
+pub use ops::{Activation, Attention, KEYS, KvPages, KvType, Ops, Pairing};
 pub use out::Out;

@@ -12,6 +12,7 @@
 
 #![allow(unsafe_code)]
 
+mod attention;
 mod scratch;
 mod shared;
 mod single;
@@ -25,7 +26,8 @@ use crate::model::Architecture;
 use crate::model::op::{Op, Product, Slot, View};
 use crate::threads::Worker;
 use crate::weights::{Place, WeightTable};
-use nexaquant_kernels::{Activation, Acts, F32Cols, Grain, I8Cols, Isa, KvRows, Layout, Ops};
+use attention::before_attention;
+use nexaquant_kernels::{Activation, Acts, F32Cols, Grain, I8Cols, Isa, KEYS, Layout, Ops};
 use scratch::{grains, record_lines};
 use std::ops::Range;
 
@@ -51,6 +53,8 @@ pub(crate) struct Step<'a> {
     pub tokens: &'a [u32],
     /// Whose they are, in the order of the tokens.
     pub spans: &'a [Span<'a>],
+    /// Whether no two tokens are of one sequence.
+    pub apart: bool,
     /// The embedding rows of the batch's tokens, where the table itself is not at hand.
     pub gathered: Option<&'a [u8]>,
 }
@@ -70,15 +74,28 @@ impl Step<'_> {
         if which.len() == 1 {
             return self.run_single(worker, ops, which.start, place);
         }
-        let mut before = true;
-        for (i, op) in ops.iter().enumerate() {
-            let alone = matches!(op, Op::MatMul { .. } | Op::Attention { .. } | Op::Glu { .. });
-            if i > 0 && (alone || before) {
+        let (mut before, mut rest) = (true, ops);
+        while let [op, ..] = rest {
+            let heads = before_attention(rest);
+            let alone = heads > 0 || matches!(op, Op::MatMul { .. } | Op::Attention { .. } | Op::Glu { .. });
+            if rest.len() < ops.len() && (alone || before) {
                 worker.barrier();
             }
             before = alone;
+            let mut done = 1;
             match op {
                 Op::MatMul { input, products } => self.matmul(worker, which, *input, products, place),
+                _ if heads > 0 => {
+                    let (first, attention) = (&rest[..heads], &rest[heads]);
+                    done = heads + 1;
+                    if self.apart {
+                        self.attention(worker, which, attention, first, place);
+                    } else {
+                        self.before_attention(worker, which, attention, first, place);
+                        worker.barrier();
+                        self.attention(worker, which, attention, &[], place);
+                    }
+                }
                 Op::Attention { .. } => self.attention(worker, which, op, &[], place),
                 Op::Glu { gate, up, out, activation } => {
                     let pieces = gate.width.div_ceil(GLU_CHUNK);
@@ -96,6 +113,7 @@ impl Step<'_> {
                     }
                 }
             }
+            rest = &rest[done..];
         }
     }
 
@@ -207,12 +225,15 @@ impl Step<'_> {
     unsafe fn kv_append(&self, layer: usize, head: usize, k: View, v: View, t: usize) {
         let (kv, pos) = self.sequence(t);
         let layout = kv.layout();
-        let (page, rows) = (&kv.pages()[pos / PAGE].data, pos % PAGE..pos % PAGE + 1);
-        // SAFETY: by the caller; a page that is written belongs to one sequence alone (`kv.rs`).
+        let (page, row) = (&kv.pages()[pos / PAGE].data, pos % PAGE);
+        let block = row / KEYS * KEYS..row / KEYS * KEYS + KEYS;
+        // SAFETY: by the caller; a page that is written belongs to one sequence alone (`kv.rs`). Other keys of the block may be
+        // stored by others.
         unsafe {
-            let to = page.write(layout.k(layer, head, rows.clone()));
-            self.ops.kv_store(layout.ty, self.read(k, t), to);
-            self.ops.kv_store(layout.ty, self.read(v, t), page.write(layout.v(layer, head, rows)));
+            let to = page.at(layout.k(layer, head, block));
+            self.ops.kv_store_key(layout.ty, self.read(k, t), to, row % KEYS);
+            let to = page.write(layout.v(layer, head, row..row + 1));
+            self.ops.kv_store_value(layout.ty, self.read(v, t), to);
         }
     }
 
@@ -330,59 +351,6 @@ impl Step<'_> {
                 self.ops.add(x, y);
             }
         }
-    }
-
-    /// `op`, an attention. What is in `first` is done to each head by whoever attends with it.
-    fn attention(&self, worker: &Worker<'_>, which: &Range<usize>, op: &Op, first: &[Op], place: Place<'_>) {
-        let &Op::Attention { layer, q, out, window, scale } = op else {
-            unreachable!("called for attention")
-        };
-        let kv_heads = self.arch.hparams.layers[layer].kv_heads;
-        let group = self.arch.hparams.heads / kv_heads;
-        let each = self.scratch.scores_each;
-        worker.claim(which.len() * kv_heads, 1, |items| {
-            for item in items {
-                let (t, head) = (which.start + item / kv_heads, item % kv_heads);
-                for op in first {
-                    self.head_op(op, head, kv_heads, t, place);
-                }
-                let (kv, pos) = self.sequence(t);
-                let layout = kv.layout();
-                let d = layout.head_dim;
-                let from = window.map_or(0, |w| (pos + 1).saturating_sub(w));
-                let seen = pos + 1 - from;
-                // The pages that hold positions from..=pos, with the rows in each and where their scores go.
-                let pages = || {
-                    (from / PAGE..=pos / PAGE).map(|page| {
-                        let start = (page * PAGE).max(from);
-                        let end = ((page + 1) * PAGE).min(pos + 1);
-                        (page, start - page * PAGE..end - page * PAGE, start - from..end - from)
-                    })
-                };
-                // SAFETY: scores are this worker's own; the head's result is claimed by it; queries and the cache
-                // are only read in this phase.
-                unsafe {
-                    let scores = self.scratch.scores.write(worker.id() * each..(worker.id() + 1) * each);
-                    let scores = &mut scores[..group * seen];
-                    let queries = self.read(q.part(head * group * d, group * d), t);
-                    let out = self.write(out.part(head * group * d, group * d), t);
-                    for (page, rows, to) in pages() {
-                        let k = kv.pages()[page].data.read(layout.k(layer, head, rows));
-                        let k = KvRows::new(layout.ty, d, k);
-                        self.ops.kv_scores_group(queries, k, scale, &mut scores[to.start..], seen);
-                    }
-                    for scores in scores.chunks_exact_mut(seen) {
-                        self.ops.softmax(scores);
-                    }
-                    out.fill(0.0);
-                    for (page, rows, at) in pages() {
-                        let v = kv.pages()[page].data.read(layout.v(layer, head, rows));
-                        let v = KvRows::new(layout.ty, d, v);
-                        self.ops.kv_weighted_sum_group(&scores[at.start..], seen, v, out);
-                    }
-                }
-            }
-        });
     }
 }
 

@@ -1,7 +1,9 @@
 //! The activations of one session: every buffer a step needs, allocated before the first one.
 
+use super::attention::tokens_together;
 use super::shared::{OutOfMemory, SharedBuf};
 use crate::model::Architecture;
+use crate::model::hparams::HParams;
 use crate::model::op::{MatrixId, Op, RopeTable, Slot};
 use nexaquant_kernels::{BoundKernel, Grain, Layout, Line};
 use std::ops::Range;
@@ -20,9 +22,9 @@ pub(crate) struct Scratch {
     pub slots: Vec<Buffer>,
     /// int8 records of a product's input: one region a grain, each `rows` records long.
     pub acts: SharedBuf<Line>,
-    /// Attention scores, `scores_each` a worker.
-    pub scores: SharedBuf<f32>,
-    pub scores_each: usize,
+    /// What attention needs, `attention_each` values a worker: scores, and the queries of several tokens.
+    pub attention: SharedBuf<f32>,
+    pub attention_each: usize,
     /// By rope table: cos then sin of each token's angles.
     pub angles: Vec<SharedBuf<f32>>,
     /// Tokens a step may have, and of those with logits.
@@ -31,7 +33,7 @@ pub(crate) struct Scratch {
     /// Records per region of `acts`.
     pub rows: usize,
     threads: usize,
-    group: usize,
+    together: Together,
 }
 
 /// The distinct grains that products want their input in.
@@ -85,8 +87,7 @@ pub(crate) struct Sizes {
     batch: usize,
     outputs: usize,
     threads: usize,
-    /// Query heads that share a key.
-    group: usize,
+    together: Together,
     /// Positions that scores have room for at once; they can grow.
     positions: usize,
 }
@@ -119,7 +120,7 @@ impl Sizes {
             batch,
             outputs,
             threads,
-            group: h.layers.iter().map(|l| h.heads / l.kv_heads).max().unwrap_or(1),
+            together: Together::new(h, batch),
             positions: 0,
         }
     }
@@ -145,18 +146,31 @@ impl Sizes {
         self.slots.iter().map(|(width, rows)| lines(width * rows)).sum::<usize>()
             + self.angles.iter().copied().map(lines).sum::<usize>()
             + 64 * self.lines * self.rows()
-            + if self.positions > 0 {
-                lines(scores_each(self.positions, self.group) * self.threads)
-            } else {
-                0
-            }
+            + if self.positions > 0 { lines(self.together.values(self.positions) * self.threads) } else { 0 }
     }
 }
 
-/// Values that one worker's scores of `positions` positions take.
-fn scores_each(positions: usize, group: usize) -> usize {
-    // Doubling keeps growth rare; a multiple of 16 keeps workers off each other's cache lines.
-    (positions.next_power_of_two().max(64) * group).next_multiple_of(16)
+/// Heads that attend together.
+#[derive(Clone, Copy, Debug)]
+struct Together {
+    heads: usize,
+    /// Values of their queries, where those are copied.
+    copies: usize,
+}
+
+impl Together {
+    fn new(h: &HParams, batch: usize) -> Self {
+        let tokens = |group| if batch > 1 { tokens_together(group) } else { 1 };
+        let heads = h.layers.iter().map(|l| h.heads / l.kv_heads).map(|group| group * tokens(group));
+        let heads = heads.max().unwrap_or(1);
+        Self { heads, copies: if batch > 1 { heads * h.head_dim } else { 0 } }
+    }
+
+    /// Values that a worker needs with `positions` positions.
+    fn values(&self, positions: usize) -> usize {
+        // Doubling keeps growth rare; a multiple of 16 keeps workers off each other's cache lines.
+        (positions.next_power_of_two().max(64) * self.heads + self.copies).next_multiple_of(16)
+    }
 }
 
 impl Scratch {
@@ -166,14 +180,14 @@ impl Scratch {
         let mut scratch = Self {
             slots: sizes.slots.into_iter().map(buffer).collect::<Result<_, _>>()?,
             acts: SharedBuf::new(sizes.lines * sizes.rows())?,
-            scores: SharedBuf::new(0)?,
-            scores_each: 0,
+            attention: SharedBuf::new(0)?,
+            attention_each: 0,
             angles: sizes.angles.iter().map(|&n| SharedBuf::new(n)).collect::<Result<_, _>>()?,
             batch: sizes.batch,
             outputs: sizes.outputs,
             rows: sizes.rows(),
             threads: sizes.threads,
-            group: sizes.group,
+            together: sizes.together,
         };
         scratch.grow_scores(sizes.positions)?;
         Ok(scratch)
@@ -197,7 +211,7 @@ impl Scratch {
             self.rows = rows;
             let norm = &mut self.slots[Slot::Norm as usize];
             norm.data = SharedBuf::new(norm.width * rows)?;
-            self.scores = SharedBuf::new(self.scores_each * threads)?;
+            self.attention = SharedBuf::new(self.attention_each * threads)?;
             self.threads = threads;
         }
         Ok(())
@@ -205,10 +219,10 @@ impl Scratch {
 
     /// Makes room for the scores of `positions` positions.
     pub(crate) fn grow_scores(&mut self, positions: usize) -> Result<(), OutOfMemory> {
-        if self.scores_each < positions * self.group {
-            let each = scores_each(positions, self.group);
-            self.scores = SharedBuf::new(each * self.threads)?;
-            self.scores_each = each;
+        let each = self.together.values(positions);
+        if self.attention_each < each {
+            self.attention = SharedBuf::new(each * self.threads)?;
+            self.attention_each = each;
         }
         Ok(())
     }
@@ -232,7 +246,7 @@ impl Scratch {
     pub(crate) fn bytes(&self) -> usize {
         let slots: usize = self.slots.iter().map(|b| b.data.bytes()).sum();
         let angles: usize = self.angles.iter().map(SharedBuf::bytes).sum();
-        slots + angles + self.acts.bytes() + self.scores.bytes()
+        slots + angles + self.acts.bytes() + self.attention.bytes()
     }
 
     /// cos and sin of the angles of tokens `which`, the first of which is at position `pos`.

@@ -97,6 +97,11 @@ impl<T: Plain> SharedBuf<T> {
         // SAFETY: `len` values of plain data lie there; `&mut self` is exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.ptr(), self.len) }
     }
+    /// Where values lie that several workers write parts of, under the rule above.
+    pub(crate) fn at(&self, range: Range<usize>) -> *mut T {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        self.ptr().wrapping_add(range.start)
+    }
     /// Values to read.
     ///
     /// # Safety

@@ -3,6 +3,7 @@
 //! Slot `Norm` has a row for every worker here, and each worker fills its own. So a product's input is normalized and
 //! quantized without anybody waiting.
 
+use super::attention::before_attention;
 use super::{GLU_CHUNK, Step, for_rows};
 use crate::model::op::{Op, Product, Slot, View};
 use crate::threads::Worker;
@@ -61,22 +62,6 @@ impl Step<'_> {
         }
     }
 
-    /// The part of an op on heads that belongs to one of the heads that keys and values have, `of` in all.
-    pub(super) fn head_op(&self, op: &Op, head: usize, of: usize, t: usize, place: Place<'_>) {
-        let part = |view: View| view.part(head * (view.width / of), view.width / of);
-        match *op {
-            Op::RmsNormHeads { x, weight } => {
-                self.token_op(&Op::RmsNormHeads { x: part(x), weight }, t, t, place);
-            }
-            Op::Rope { x, table } => self.token_op(&Op::Rope { x: part(x), table }, t, t, place),
-            Op::KvAppend { layer, k, v } => {
-                // SAFETY: the caller has claimed the head.
-                unsafe { self.kv_append(layer, head, part(k), part(v), t) }
-            }
-            _ => unreachable!("no op on heads"),
-        }
-    }
-
     fn single_product(
         &self,
         worker: &Worker<'_>,
@@ -115,13 +100,6 @@ fn piece(total: usize, row_bytes: usize, threads: usize) -> usize {
     let share = total.div_ceil(threads);
     let pieces = if threads == 1 { 1 } else { (share * row_bytes / PIECE_BYTES).clamp(1, PIECES) };
     share.div_ceil(pieces).next_multiple_of(ROWS)
-}
-
-/// How many ops on heads lead up to an attention, if `ops` begin with any.
-fn before_attention(ops: &[Op]) -> usize {
-    let on_heads = |op: &&Op| matches!(op, Op::RmsNormHeads { .. } | Op::Rope { .. } | Op::KvAppend { .. });
-    let n = ops.iter().take_while(on_heads).count();
-    if matches!(ops.get(n), Some(Op::Attention { .. })) { n } else { 0 }
 }
 
 /// Products whose results go through a gate right away, value by value.

@@ -218,6 +218,7 @@ impl Buffers {
             scratch,
             tokens: &tokens,
             spans: &spans,
+            apart: n == members.len(),
             gathered: session.tenancy.as_ref().map(|_| self.gathered.as_slice()),
         };
         let tuner = &mut self.tuners[(n.ilog2() as usize).min(KINDS - 1)];

@@ -1,6 +1,6 @@
-//! The key-value cache's row types: what one head's k or v vector looks like in bytes.
+//! The key-value cache's types: what one head's keys and values look like in bytes.
 //!
-//! Reading rows back is [`super::attention`]; where rows lie is the engine's business.
+//! Reading them back is [`super::attention`]; where they lie is the engine's business.
 //!
 //! ```text
 //! F32    head_dim f32, little endian
@@ -8,7 +8,11 @@
 //! Q8_0   per 32 values: d, a half; q, 32 i8 in -127..=127; a value is about q * d (the block of GGUF's Q8_0)
 //! ```
 //!
-//! A row may begin at any address.
+//! Values are stored in such rows. [`KEYS`] keys lie side by side in a block, element for element: each f32, half, d
+//! and i8 above is that of the first key, then that of the second, …. So 16 scores are computed in 16 lanes, which need
+//! not be added together in the end.
+//!
+//! A row or block may begin at any address.
 
 use super::lanes::{get, steps};
 use super::{Body, Ops};
@@ -61,59 +65,89 @@ impl KvType {
 pub(super) const Q8: usize = 32;
 /// Bytes of a Q8_0 block.
 pub(super) const Q8_BYTES: usize = 34;
+/// Keys that lie side by side.
+pub const KEYS: usize = 16;
 
 impl Ops {
-    /// Stores one head's vector as a row of `ty.row_bytes(x.len())` bytes.
+    /// Stores one head's value vector as a row of `ty.row_bytes(x.len())` bytes.
     ///
     /// Values that F16 cannot hold become infinite. A block of Q8_0 with a value that is not finite, or with
     /// one beyond what its scale can hold (8.3 million), gets the scale NaN, so that it shows.
     ///
     /// # Panics
     /// When `ty` has no row of this length or `row` is not that long.
-    pub fn kv_store(&self, ty: KvType, x: &[f32], row: &mut [u8]) {
+    pub fn kv_store_value(&self, ty: KvType, x: &[f32], row: &mut [u8]) {
         assert_eq!(Some(row.len()), ty.row_bytes(x.len()), "{} row of {} values", ty.name(), x.len());
-        self.run(Store { ty, x, row });
+        self.run(Store::<1> { ty, x, to: row.as_mut_ptr(), at: 0 });
+    }
+
+    /// Stores one head's key vector, in the same way, as the key `at < KEYS` of a block of keys.
+    ///
+    /// # Panics
+    /// When `ty` has no row of this length, or there is no such key.
+    ///
+    /// # Safety
+    /// `block` is valid for `KEYS * ty.row_bytes(x.len())` bytes, and nobody else touches those of this key meanwhile. Others
+    /// may store the other keys.
+    pub unsafe fn kv_store_key(&self, ty: KvType, x: &[f32], block: *mut u8, at: usize) {
+        assert!(ty.row_bytes(x.len()).is_some(), "{} keys of {} values", ty.name(), x.len());
+        assert!(at < KEYS, "key {at} of {KEYS}");
+        self.run(Store::<KEYS> { ty, x, to: block, at });
     }
 }
 
-struct Store<'a> {
+/// Element i of a vector goes to element `i * APART + at` of what is at `to`, for which there is room.
+struct Store<'a, const APART: usize> {
     ty: KvType,
     x: &'a [f32],
-    row: &'a mut [u8],
+    to: *mut u8,
+    at: usize,
 }
 
-impl Body for Store<'_> {
+// The pointers are cast to types of larger alignment and written at any address.
+#[allow(clippy::cast_ptr_alignment)]
+impl<const APART: usize> Body for Store<'_, APART> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let Self { ty, x, row } = self;
+        let Self { ty, x, to, at } = self;
         match ty {
             KvType::F32 => {
-                for (x, bytes) in x.iter().zip(row.chunks_exact_mut(4)) {
-                    bytes.copy_from_slice(&x.to_le_bytes());
+                for (i, x) in x.iter().enumerate() {
+                    // SAFETY: there is room for every element, by the caller.
+                    unsafe { to.add(4 * (i * APART + at)).cast::<[u8; 4]>().write(x.to_le_bytes()) };
                 }
             }
             KvType::F16 => {
-                for (step, bytes) in steps(x.len()).zip(row.chunks_mut(32)) {
-                    // SAFETY: `L` is enabled by the caller; the step is inside `x`; 16 halves are written.
+                for step in steps(x.len()) {
+                    let mut halves = [0u16; 16];
+                    // SAFETY: `L` is enabled by the caller; the step is inside `x`; there is room for every element.
                     unsafe {
-                        if bytes.len() == 32 {
-                            L::store_f16(bytes.as_mut_ptr().cast(), get::<L>(x, step));
+                        if APART == 1 && step.1 == 16 {
+                            L::store_f16(to.add(2 * step.0).cast(), get::<L>(x, step));
                             continue;
                         }
-                        let mut halves = [0; 32];
-                        L::store_f16(halves.as_mut_ptr().cast(), get::<L>(x, step));
-                        bytes.copy_from_slice(&halves[..bytes.len()]);
+                        L::store_f16(halves.as_mut_ptr(), get::<L>(x, step));
+                        for (i, half) in halves[..step.1].iter().enumerate() {
+                            let to = to.add(2 * ((step.0 + i) * APART + at));
+                            to.cast::<[u8; 2]>().write(half.to_le_bytes());
+                        }
                     }
                 }
             }
             KvType::Q8_0 => {
-                for (x, block) in x.chunks_exact(Q8).zip(row.chunks_exact_mut(Q8_BYTES)) {
-                    let (d, q) = block.split_at_mut(2);
-                    // SAFETY: `L` is enabled by the caller; the slices have 32 values each.
-                    let scale = unsafe { quantize::<L>(x, q) };
-                    d.copy_from_slice(&scale.to_bits().to_le_bytes());
+                for (b, x) in x.chunks_exact(Q8).enumerate() {
+                    let mut bytes = [0; Q8];
+                    // SAFETY: `L` is enabled by the caller; the slices have 32 values each; there is room for every element.
+                    unsafe {
+                        let scale = quantize::<L>(x, &mut bytes);
+                        let to = to.add(b * Q8_BYTES * APART);
+                        to.add(2 * at).cast::<[u8; 2]>().write(scale.to_bits().to_le_bytes());
+                        for (i, byte) in bytes.iter().enumerate() {
+                            to.add(2 * APART + i * APART + at).write(*byte);
+                        }
+                    }
                 }
             }
         }
@@ -157,7 +191,7 @@ mod tests {
     fn store(ty: KvType, x: &[f32]) -> Vec<u8> {
         let rows = all_ops().map(|ops| {
             let mut row = Guarded::between(&vec![0xee; ty.row_bytes(x.len()).unwrap_or(0)], 0xa5);
-            ops.kv_store(ty, x, &mut row);
+            ops.kv_store_value(ty, x, &mut row);
             row.into_vec()
         });
         rows.reduce(|a, b| {
@@ -220,6 +254,38 @@ mod tests {
         let inf = f16::INFINITY.to_bits();
         let want = [inf, inf | 0x8000, f16::MAX.to_bits(), 0, 0x8000];
         assert_eq!(halves, want.map(u16::to_le_bytes).concat());
+    }
+
+    #[test]
+    fn keys_are_rows_side_by_side() {
+        for ty in KvType::ALL {
+            for dim in [1, 15, 32, 33, 64, 80, 96, 200] {
+                let Some(bytes) = ty.row_bytes(dim) else { continue };
+                let keys: Vec<_> = (0..KEYS).map(|i| random(dim, i as u64, 3.0)).collect();
+                let rows: Vec<_> = keys.iter().map(|x| store(ty, x)).collect();
+                // Bytes of each element of a row, in order.
+                let elements: Vec<usize> = match ty {
+                    KvType::F32 => vec![4; dim],
+                    KvType::F16 => vec![2; dim],
+                    KvType::Q8_0 => [vec![2], vec![1; 32]].concat().repeat(dim / 32),
+                };
+                let (mut want, mut from) = (Vec::new(), 0);
+                for n in elements {
+                    for row in &rows {
+                        want.extend_from_slice(&row[from..from + n]);
+                    }
+                    from += n;
+                }
+                for ops in all_ops() {
+                    let mut block = Guarded::between(&vec![0xee; KEYS * bytes], 0xa5);
+                    for at in (0..KEYS).rev() {
+                        // SAFETY: the block has room for 16 such keys.
+                        unsafe { ops.kv_store_key(ty, &keys[at], block.as_mut_ptr(), at) };
+                    }
+                    assert_eq!(block.into_vec(), want, "{ty:?} {dim} {}", ops.isa());
+                }
+            }
+        }
     }
 
     #[test]

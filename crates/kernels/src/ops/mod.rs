@@ -21,9 +21,9 @@ mod softmax;
 #[cfg(test)]
 mod testing;
 
-pub use attention::KvRows;
+pub use attention::{Attention, KvPages};
 pub use elementwise::Activation;
-pub use kv::KvType;
+pub use kv::{KEYS, KvType};
 pub use rope::Pairing;
 
 /// The operations, bound to an instruction set that is present.

@@ -1,6 +1,7 @@
 //! One float column to one int8 record (the layout is drawn in [`crate::acts`]).
 
 use super::Body;
+use super::lanes::{get, steps};
 use crate::acts::{Grain, Layout, Line};
 use crate::simd::Lanes;
 
@@ -39,12 +40,9 @@ impl Body for Quantize<'_> {
         };
         for (g, q) in q.chunks_exact_mut(group).enumerate() {
             let x = &x[(g * group).min(x.len())..((g + 1) * group).min(x.len())];
-            // SAFETY: `L` is enabled by the caller.
-            scales[g] = unsafe { quantize_group::<L>(x, q, layout.grain) };
             let sums16 = &mut sums16[g * group / 16..(g + 1) * group / 16];
-            for (s, q) in sums16.iter_mut().zip(q.chunks_exact(16)) {
-                *s = q.iter().map(|&q| i16::from(q)).sum();
-            }
+            // SAFETY: `L` is enabled by the caller.
+            scales[g] = unsafe { quantize_group::<L>(x, q, sums16, layout.grain) };
             sums[g] = sums16.iter().map(|&s| i32::from(s)).sum();
         }
         for (eighth, q) in eighths.iter_mut().zip(q.chunks_exact(4)) {
@@ -53,41 +51,69 @@ impl Body for Quantize<'_> {
     }
 }
 
-/// Fills `q` (a multiple of 32, of 256 for whole columns; at least as long as `x`) and returns the scale.
+/// Fills `q` (a multiple of 32, of 256 for whole columns; at least as long as `x`) and the sums of every 16 of them, and
+/// returns the scale.
+///
+/// Four vectors at a time, so that neither the maximum waits for itself nor is a sum folded alone. Sums of rounded values are
+/// exact as f32.
 #[inline(always)]
-unsafe fn quantize_group<L: Lanes>(x: &[f32], q: &mut [i8], grain: Grain) -> f32 {
-    let (whole, rest) = x.split_at(x.len() / 16 * 16);
+unsafe fn quantize_group<L: Lanes>(x: &[f32], q: &mut [i8], sums16: &mut [i16], grain: Grain) -> f32 {
+    let (whole, rest) = x.split_at(x.len() / 64 * 64);
     // SAFETY: `L` is enabled by the caller; loads and stores stay inside the slices.
     unsafe {
         // 0 * x is NaN for infinities and NaN, and stays in the sum.
-        let (mut max, mut bad) = (L::zero(), L::zero());
-        let mut scan = |v: L::F| {
-            max = L::max(L::abs(v), max);
-            bad = L::fma(v, L::zero(), bad);
-        };
-        for x in whole.chunks_exact(16) {
-            scan(L::load(x.as_ptr()));
+        let (mut max, mut bad) = ([L::zero(); 4], [L::zero(); 4]);
+        for x in whole.chunks_exact(64) {
+            for i in 0..4 {
+                let v = L::load(x[16 * i..].as_ptr());
+                max[i] = L::max(L::abs(v), max[i]);
+                bad[i] = L::fma(v, L::zero(), bad[i]);
+            }
         }
-        if !rest.is_empty() {
-            scan(L::load_n(rest.as_ptr(), rest.len()));
+        for s in steps(rest.len()) {
+            let v = get::<L>(rest, s);
+            max[0] = L::max(L::abs(v), max[0]);
+            bad[0] = L::fma(v, L::zero(), bad[0]);
         }
-        let max = L::reduce_max(max);
+        let max = L::reduce_max(L::max(L::max(max[0], max[1]), L::max(max[2], max[3])));
+        let bad = L::add(L::add(bad[0], bad[1]), L::add(bad[2], bad[3]));
+        let bad = L::reduce_add(bad).is_nan();
         let inverse = 127.0 / max;
-        if L::reduce_add(bad).is_nan() || !inverse.is_finite() {
+        if bad || !inverse.is_finite() {
             q.fill(0);
-            return if L::reduce_add(bad).is_nan() { f32::NAN } else { 0.0 };
+            sums16.fill(0);
+            return if bad { f32::NAN } else { 0.0 };
         }
         let inv = L::splat(inverse);
-        for (i, x) in whole.chunks_exact(16).enumerate() {
-            let q = &mut q[grain.place(i * 16)..][..16];
-            L::store_i8(q.as_mut_ptr(), L::round(L::mul(L::load(x.as_ptr()), inv)));
+        for at in (0..whole.len()).step_by(64) {
+            let mut v = [L::zero(); 4];
+            for i in 0..4 {
+                v[i] = L::round(L::mul(L::load(whole[at + 16 * i..].as_ptr()), inv));
+            }
+            let sums = L::reduce_add4(v);
+            // 32 values stay together in every grain.
+            for i in [0, 2] {
+                let place = grain.place(at + 16 * i);
+                let q = &mut q[place..][..32];
+                L::store_i8(q.as_mut_ptr(), v[i]);
+                L::store_i8(q[16..].as_mut_ptr(), v[i + 1]);
+                // At most 16 * 127: casts that need not look.
+                let to = &mut sums16[place / 16..][..2];
+                to[0] = sums[i].to_int_unchecked();
+                to[1] = sums[i + 1].to_int_unchecked();
+            }
         }
-        if !rest.is_empty() {
-            let v = L::round(L::mul(L::load_n(rest.as_ptr(), rest.len()), inv));
-            L::store_i8(q[grain.place(whole.len())..][..16].as_mut_ptr(), v);
+        for s in steps(rest.len()) {
+            let place = grain.place(whole.len() + s.0);
+            let v = L::round(L::mul(get::<L>(rest, s), inv));
+            let q = &mut q[place..][..16];
+            L::store_i8(q.as_mut_ptr(), v);
+            sums16[place / 16] = q.iter().map(|&q| i16::from(q)).sum();
         }
         for pad in (x.len().next_multiple_of(16)..q.len()).step_by(16) {
-            q[grain.place(pad)..][..16].fill(0);
+            let place = grain.place(pad);
+            q[place..][..16].fill(0);
+            sums16[place / 16] = 0;
         }
         max / 127.0
     }
@@ -149,11 +175,14 @@ mod tests {
     fn what_is_not_finite_shows_and_what_is_tiny_is_zero() {
         for isa in Isa::available() {
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-                let mut x = vec![1.0; 300];
-                x[270] = bad;
-                let (layout, record) = run(isa, &x, Grain::B256);
-                let scales = I8Cols::new(&record, layout, 1).scales(0);
-                assert!(scales[0].is_finite() && scales[1].is_nan(), "{isa} {bad}");
+                // Each of the vectors that are looked at together, and what is left over.
+                for (at, shows) in [(5, 0), (20, 0), (40, 0), (255, 0), (256, 1), (299, 1)] {
+                    let mut x = vec![1.0; 300];
+                    x[at] = bad;
+                    let (layout, record) = run(isa, &x, Grain::B256);
+                    let scales = I8Cols::new(&record, layout, 1).scales(0);
+                    assert!(scales[1 - shows].is_finite() && scales[shows].is_nan(), "{isa} {bad} {at}");
+                }
             }
             let (layout, record) = run(isa, &[1e-40; 64], Grain::B32);
             assert_eq!(I8Cols::new(&record, layout, 1).scales(0)[0], 0.0);

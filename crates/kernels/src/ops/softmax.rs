@@ -47,25 +47,34 @@ impl Body for Softmax<'_> {
 
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
-        let x = self.x;
-        // SAFETY: `L` is enabled by the caller; the steps are inside `x`.
-        unsafe {
-            let shift = L::splat(shift::<L>(x));
-            let mut sum = L::zero();
-            for s in steps(x.len()) {
-                let e = exp::<L>(L::sub(get_or_lowest::<L>(x, s), shift));
-                sum = L::add(sum, e);
-                put::<L>(x, s, e);
-            }
-            let sum = L::reduce_add(sum);
-            if sum == 0.0 {
-                return; // nothing but minus infinity: all are 0 now
-            }
-            let sum = L::splat(sum);
-            for s in steps(x.len()) {
-                let v = L::div(get_or_lowest::<L>(x, s), sum);
-                put::<L>(x, s, v);
-            }
+        // SAFETY: `L` is enabled by the caller.
+        unsafe { softmax::<L>(self.x) }
+    }
+}
+
+/// [`Ops::softmax`].
+///
+/// # Safety
+/// `L` is enabled.
+#[inline(always)]
+pub(super) unsafe fn softmax<L: Lanes>(x: &mut [f32]) {
+    // SAFETY: `L` is enabled by the caller; the steps are inside `x`.
+    unsafe {
+        let shift = L::splat(shift::<L>(x));
+        let mut sum = L::zero();
+        for s in steps(x.len()) {
+            let e = exp::<L>(L::sub(get_or_lowest::<L>(x, s), shift));
+            sum = L::add(sum, e);
+            put::<L>(x, s, e);
+        }
+        let sum = L::reduce_add(sum);
+        if sum == 0.0 {
+            return; // nothing but minus infinity: all are 0 now
+        }
+        let sum = L::splat(sum);
+        for s in steps(x.len()) {
+            let v = L::div(get_or_lowest::<L>(x, s), sum);
+            put::<L>(x, s, v);
         }
     }
 }

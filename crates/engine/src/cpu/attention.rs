@@ -1,0 +1,171 @@
+//! Attention of a step: who attends with what.
+//!
+//! A claim is a kv head and a few consecutive tokens of a sequence, which read its keys and values together. What comes
+//! before is claimed in the same way: whoever stores a key, which dirties a cache line in every other dimension, is
+//! likely to be the one who reads it.
+
+use super::{Span, Step};
+use crate::kv::{KvCache, PAGE};
+use crate::model::op::{Op, View};
+use crate::threads::Worker;
+use crate::weights::Place;
+use nexaquant_kernels::{Attention, KvPages};
+use std::ops::Range;
+
+/// Query heads that attend together where there are several tokens.
+const TOGETHER: usize = 8;
+
+/// Consecutive tokens that attend together where `group` heads share a kv head.
+pub(super) fn tokens_together(group: usize) -> usize {
+    (TOGETHER / group).max(1)
+}
+
+/// How many ops on heads lead up to an attention, if `ops` begin with any.
+pub(super) fn before_attention(ops: &[Op]) -> usize {
+    let on_heads = |op: &&Op| matches!(op, Op::RmsNormHeads { .. } | Op::Rope { .. } | Op::KvAppend { .. });
+    let n = ops.iter().take_while(on_heads).count();
+    if matches!(ops.get(n), Some(Op::Attention { .. })) { n } else { 0 }
+}
+
+/// One kv head's pages in a sequence's cache.
+#[derive(Clone, Copy)]
+struct HeadPages<'a> {
+    kv: &'a KvCache,
+    layer: usize,
+    head: usize,
+}
+
+impl KvPages for HeadPages<'_> {
+    const POSITIONS: usize = PAGE;
+    fn keys(&self, page: usize) -> &[u8] {
+        let keys = self.kv.layout().k(self.layer, self.head, 0..PAGE);
+        // SAFETY: made for a phase in which nobody else writes this head's keys.
+        unsafe { self.kv.pages()[page].data.read(keys) }
+    }
+    fn values(&self, page: usize) -> &[u8] {
+        let values = self.kv.layout().v(self.layer, self.head, 0..PAGE);
+        // SAFETY: as above.
+        unsafe { self.kv.pages()[page].data.read(values) }
+    }
+}
+
+impl Step<'_> {
+    /// `op`, an attention. What is in `first` is done to each head by whoever attends with it.
+    pub(super) fn attention(
+        &self,
+        worker: &Worker<'_>,
+        which: &Range<usize>,
+        op: &Op,
+        first: &[Op],
+        place: Place<'_>,
+    ) {
+        self.claim_heads(worker, which, op, |head, mut tokens| {
+            self.head_ops(first, op, head, tokens.clone(), place);
+            while !tokens.is_empty() {
+                let next = self.spans.partition_point(|span| span.first <= tokens.start);
+                let end = self.spans.get(next).map_or(tokens.end, |span| span.first.min(tokens.end));
+                self.attend(worker, op, head, tokens.start..end, &self.spans[next - 1]);
+                tokens.start = end;
+            }
+        });
+    }
+
+    /// Only what is in `first`.
+    pub(super) fn before_attention(
+        &self,
+        worker: &Worker<'_>,
+        which: &Range<usize>,
+        op: &Op,
+        first: &[Op],
+        place: Place<'_>,
+    ) {
+        self.claim_heads(worker, which, op, |head, tokens| self.head_ops(first, op, head, tokens, place));
+    }
+
+    /// Shares out the kv heads of an attention, a few tokens at a time.
+    fn claim_heads(
+        &self,
+        worker: &Worker<'_>,
+        which: &Range<usize>,
+        op: &Op,
+        mut work: impl FnMut(usize, Range<usize>),
+    ) {
+        let kv_heads = self.kv_heads(op);
+        // Tokens of different sequences have nothing together.
+        let tile = if self.apart { 1 } else { tokens_together(self.arch.hparams.heads / kv_heads) };
+        let tiles = which.len().div_ceil(tile);
+        // A head's keys and values stay in the cache until all tokens have passed.
+        worker.claim(kv_heads * tiles, 1, |items| {
+            for item in items {
+                let from = which.start + item % tiles * tile;
+                work(item / tiles, from..(from + tile).min(which.end));
+            }
+        });
+    }
+
+    fn kv_heads(&self, op: &Op) -> usize {
+        let &Op::Attention { layer, .. } = op else { unreachable!("called for attention") };
+        self.arch.hparams.layers[layer].kv_heads
+    }
+
+    /// The parts of `ops`, which lead up to an attention, that belong to one of its kv heads, for tokens that the caller has
+    /// claimed the head of.
+    fn head_ops(&self, ops: &[Op], attention: &Op, head: usize, tokens: Range<usize>, place: Place<'_>) {
+        let of = self.kv_heads(attention);
+        let part = |view: View| view.part(head * (view.width / of), view.width / of);
+        for t in tokens {
+            for op in ops {
+                match *op {
+                    Op::RmsNormHeads { x, weight } => {
+                        self.token_op(&Op::RmsNormHeads { x: part(x), weight }, t, t, place);
+                    }
+                    Op::Rope { x, table } => self.token_op(&Op::Rope { x: part(x), table }, t, t, place),
+                    Op::KvAppend { layer, k, v } => {
+                        // SAFETY: the caller has claimed the head.
+                        unsafe { self.kv_append(layer, head, part(k), part(v), t) }
+                    }
+                    _ => unreachable!("no op on heads"),
+                }
+            }
+        }
+    }
+
+    /// The same for `tokens` of one span and the query heads of one kv head.
+    fn attend(&self, worker: &Worker<'_>, op: &Op, head: usize, tokens: Range<usize>, span: &Span<'_>) {
+        let &Op::Attention { layer, q, out, window, scale } = op else {
+            unreachable!("called for attention")
+        };
+        let (kv, head_dim) = (span.kv, span.kv.layout().head_dim);
+        let group = self.arch.hparams.heads / self.kv_heads(op);
+        let with = Attention {
+            pages: HeadPages { kv, layer, head },
+            ty: kv.layout().ty,
+            head_dim,
+            group,
+            pos: span.pos + tokens.start - span.first,
+            window,
+            scale,
+        };
+        let heads = group * head_dim;
+        let (q, out) = (q.part(head * heads, heads), out.part(head * heads, heads));
+        let each = self.scratch.attention_each;
+        // SAFETY: the buffer's part is this worker's own; the heads' results are claimed by it; queries and the cache are only
+        // read in this phase, but for what this worker itself has done to the head before.
+        unsafe {
+            let own = self.scratch.attention.write(worker.id() * each..(worker.id() + 1) * each);
+            if tokens.len() == 1 {
+                let heads = self.write(out, tokens.start);
+                heads.copy_from_slice(self.read(q, tokens.start));
+                return self.ops.attention(&with, heads, own);
+            }
+            let (all, scores) = own.split_at_mut(tokens.len() * heads);
+            for (t, queries) in tokens.clone().zip(all.chunks_exact_mut(heads)) {
+                queries.copy_from_slice(self.read(q, t));
+            }
+            self.ops.attention(&with, all, scores);
+            for (t, results) in tokens.zip(all.chunks_exact(heads)) {
+                self.write(out, t).copy_from_slice(results);
+            }
+        }
+    }
+}
