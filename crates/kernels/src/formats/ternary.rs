@@ -366,6 +366,7 @@ pub(super) unsafe fn ternary_rows<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>)
 
 /// The vector kernels, and that of AMX: its tiles for enough columns, else what AVX-512 does.
 const fn with_tiles<T: Ternary>() -> [Kernel; Isa::ALL.len()] {
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
     let mut kernels = ternary_kernels::<T>();
     #[cfg(target_arch = "x86_64")]
     {
