@@ -271,7 +271,9 @@ mod tests {
                 };
                 let (mut want, mut from) = (Vec::new(), 0);
                 for n in elements {
-                    rows.iter().for_each(|row| want.extend_from_slice(&row[from..from + n]));
+                    for row in &rows {
+                        want.extend_from_slice(&row[from..from + n]);
+                    }
                     from += n;
                 }
                 for ops in all_ops() {

@@ -34,12 +34,11 @@ pub(super) unsafe fn add<L: Lanes, E: Element>(
         head += unsafe {
             let (p, acc) = (p.as_ptr().add(head * stride), acc.as_mut_ptr().add(head * dim));
             match (wide::<L>(), heads - head) {
-                (true, 1) => rows.add::<L, E, 1, 4>(p, acc),
-                (true, 2) => rows.add::<L, E, 2, 4>(p, acc),
-                (true, 3) => rows.add::<L, E, 3, 4>(p, acc),
-                (true, _) => rows.add::<L, E, 4, 4>(p, acc),
-                (false, 1) => rows.add::<L, E, 1, 4>(p, acc),
+                (_, 1) => rows.add::<L, E, 1, 4>(p, acc),
                 (false, _) => rows.add::<L, E, 2, 2>(p, acc),
+                (_, 2) => rows.add::<L, E, 2, 4>(p, acc),
+                (_, 3) => rows.add::<L, E, 3, 4>(p, acc),
+                _ => rows.add::<L, E, 4, 4>(p, acc),
             }
         };
     }
