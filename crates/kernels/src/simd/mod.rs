@@ -7,7 +7,7 @@
 //! How a generic kernel is compiled: everything here is `#[inline(always)]`, and the entry point that
 //! names the instruction set carries `#[target_feature]`, so the whole kernel is compiled with it.
 //!
-//! **One result on every machine.** Float sums are always kept in 16 lanes and folded by the tree of
+//! **One result on every machine.** Float sums are always kept in 16 lanes, or whole vectors of them, and folded by the tree of
 //! [`Lanes::reduce_add`] (l + l+8, then l + l+4, l+2, l+1). `fma` is a fused multiply-add everywhere.
 //! A kernel that sticks to these and gives each lane the same values in the same order returns the same
 //! bits from scalar, AVX2 and AVX-512. Tiles sum up integers.

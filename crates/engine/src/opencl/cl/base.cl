@@ -5,6 +5,7 @@
 //   LANES   work-items of a team, which shares the items of a few rows; T is a multiple
 //   ROWS    rows of a team's unit of work, even
 //   PTX     1 where the compiler takes NVIDIA's inline PTX
+//   SM      NVIDIA's compute capability times ten, 0 where it is not known
 //   DOT     1 where the integer dot product extension is there
 //
 // Everything lies in one allocation, the arena A. Places in it are counted in lines of 16 bytes.

@@ -381,7 +381,8 @@ kernel __attribute__((reqd_work_group_size(T, 1, 1))) void phases(
 #if SINGLE && PTX
         const bool is_words = now[KIND] == MATVEC && now[FLAGS] & WORDS;
         Words ahead;
-        if (is_words) words_ahead(c, &ahead);
+        Row32 scales;
+        if (is_words) words_ahead(c, &ahead, &scales);
 #endif
         if (c->groups > 1 && i > first) {
             meetings++;
@@ -390,7 +391,7 @@ kernel __attribute__((reqd_work_group_size(T, 1, 1))) void phases(
             if (lost) break;
         }
 #if SINGLE && PTX
-        if (is_words) matvec_words(c, &ahead);
+        if (is_words) matvec_words(c, &ahead, &scales);
         else
 #endif
         // Without pieces there is nothing to join.

@@ -28,15 +28,14 @@ static inline Mine mine(const Ctx *c) {
     m.end = from + (c->team + 1) * n / TEAMS;
     return m;
 }
-// The product that a row is of, the row's number in it, and its words.
+// The product that a row is of, the row's number in it, and its words. Of products that are not there no row is.
 static inline global const uint *words_of(const Ctx *c, uint *row, local const uint **product) {
-    local const uint *P = c->P, *p = P + PROD;
-    ROLLED for (uint k = 1; k < P[NPROD] && *row >= p[ROWS_OF]; k++) {
-        *row -= p[ROWS_OF];
-        p += PROD_WORDS;
-    }
-    *product = p;
-    return (global const uint *)LINE(c, p[MAT]) + (ulong)*row * (P[COLS] / 16);
+    local const uint *P = c->P;
+    const uint first = P[PROD + ROWS_OF], second = P[PROD + PROD_WORDS + ROWS_OF];
+    const uint k = *row < first ? 0 : *row - first < second ? 1 : 2;
+    *row -= k == 0 ? 0 : k == 1 ? first : first + second;
+    *product = P + PROD + k * PROD_WORDS;
+    return (global const uint *)LINE(c, (*product)[MAT]) + (ulong)*row * (P[COLS] / 16);
 }
 // The words of four rows, or of two pairs; a team without so many repeats its last.
 typedef struct { global const uint *row[4]; } Four;
@@ -64,11 +63,35 @@ static ALWAYS void load_words(const Ctx *c, Words *w, const Four *f, uint from, 
     }
 }
 
-// The first words of the team's rows, before others are waited for.
-static ALWAYS void words_ahead(const Ctx *c, Words *w) {
+// What results are multiplied with and added to, of 32 rows of a team, or pairs of rows: a lane has one.
+typedef struct { float scale[2], bias[2], before; } Row32;
+static ALWAYS void load_scales(const Ctx *c, Row32 *of, uint row, uint end) {
+    local const uint *P = c->P, *p = P + PROD;
+    const bool pair = P[FLAGS] & 2;
+    of->scale[0] = of->scale[1] = of->bias[0] = of->bias[1] = of->before = 0;
+    if (row >= end) return;
+    if (!pair) words_of(c, &row, &p);
+#pragma unroll
+    for (uint i = 0; i < 2; i++) {
+        local const uint *of_product = p + i * PROD_WORDS;
+        if (i > 0 && !pair) continue;
+        of->scale[i] = row_scale(c, of_product, row);
+        if (of_product[BIAS] != NONE) of->bias[i] = row_bias(c, of_product, row);
+    }
+}
+static ALWAYS void load_before(const Ctx *c, Row32 *of, uint row, uint end) {
+    local const uint *p;
+    if (row >= end || c->P[FLAGS] & 2) return;
+    words_of(c, &row, &p);
+    if (p[ADD] != NONE) of->before = FLOATS(c, p[ADD], p[ADD_AT])[row];
+}
+
+// What does not change, before others are waited for: the first words and scales of the team's rows.
+static ALWAYS void words_ahead(const Ctx *c, Words *w, Row32 *rows) {
     const Mine m = mine(c);
     const Four f = four_rows(c, min(m.first, m.end - 1), m.end);
     load_words(c, w, &f, 0, m.first < m.end ? c->P[COLS] / 16 : 0);
+    load_scales(c, rows, m.first + c->lane, m.end);
 }
 
 static inline uint most_of_team(uint x) {
@@ -189,23 +212,6 @@ static ALWAYS void add_words(const Ctx *c, Sums *acc, const Words *w, local cons
     }
 }
 
-// What results are multiplied with and added to, of 32 rows of a team, or pairs of rows: a lane has one.
-typedef struct { float scale[2], bias[2], before; } Row32;
-static ALWAYS void load_row32(const Ctx *c, Row32 *of, uint row, uint end) {
-    local const uint *P = c->P, *p = P + PROD;
-    const bool pair = P[FLAGS] & 2;
-    of->scale[0] = of->scale[1] = of->bias[0] = of->bias[1] = of->before = 0;
-    if (row >= end) return;
-    if (!pair) words_of(c, &row, &p);
-#pragma unroll
-    for (uint i = 0; i < 2; i++) {
-        local const uint *of_product = p + i * PROD_WORDS;
-        if (i > 0 && !pair) continue;
-        of->scale[i] = row_scale(c, of_product, row);
-        if (of_product[BIAS] != NONE) of->bias[i] = row_bias(c, of_product, row);
-    }
-    if (p[ADD] != NONE) of->before = FLOATS(c, p[ADD], p[ADD_AT])[row];
-}
 typedef struct { int of[2]; } Own;
 static ALWAYS void finish(const Ctx *c, const Row32 *of, uint row, bool live, const Own *sums, float scale) {
     local const uint *P = c->P, *p = P + PROD, *up = p + PROD_WORDS;
@@ -223,18 +229,18 @@ static ALWAYS void finish(const Ctx *c, const Row32 *of, uint row, bool live, co
     else FLOATS(c, p[OUT], p[OUT_AT])[row] = y;
 }
 
-static ALWAYS void matvec_words(const Ctx *c, const Words *ahead) {
+static ALWAYS void matvec_words(const Ctx *c, const Words *ahead, const Row32 *scales) {
     local const uint *P = c->P;
     if (share(c, c->group) == share(c, c->group + 1)) return;
     local uint *q = (local uint *)c->L;
     const Mine m = mine(c);
     const bool pair = P[FLAGS] & 2;
     const uint words = P[COLS] / 16, each = pair ? 2 : 4;
-    Row32 rows;
-    load_row32(c, &rows, m.first + c->lane, m.end);
     int total;
     const float scale = quantize_words(c, q, &total);
     if (m.first >= m.end) return;
+    Row32 rows = *scales;
+    load_before(c, &rows, m.first + c->lane, m.end);
     Four f = four_rows(c, m.first, m.end);
     Words w = *ahead;
     // A lane keeps the sums of its row until there are 32, or no more.
@@ -264,7 +270,9 @@ static ALWAYS void matvec_words(const Ctx *c, const Words *ahead) {
         if (nth + each < 32 && u + each < m.end) continue;
         const uint nth_row = u - nth + c->lane;
         finish(c, &rows, nth_row, nth_row < min(u + each, m.end), &own, scale);
-        if (u + each < m.end) load_row32(c, &rows, u + each + c->lane, m.end);
+        if (u + each >= m.end) break;
+        load_scales(c, &rows, u + each + c->lane, m.end);
+        load_before(c, &rows, u + each + c->lane, m.end);
     }
 }
 #endif
