@@ -9,7 +9,7 @@ use super::gpu::Gpu;
 use super::layout::each_best;
 use super::model::DeviceModel;
 use super::phase::{Do, NONE, PRODUCT, Phase, Place, product, word};
-use crate::kv::KvLayout;
+use crate::kv::{KvLayout, PAGE};
 use crate::model::Architecture;
 use crate::model::op::{MatrixId, Op, Product, Slot, VectorId, View};
 use crate::weights::WeightTable;
@@ -399,8 +399,8 @@ impl Compiler<'_> {
         let Some((k, v)) = heads.kv else { unreachable!("keys are appended before they are attended to") };
         let (kv_heads, tile, d) =
             (h.layers[layer].kv_heads, tile(plan.gpu, plan.arch, layer, self.single), h.head_dim);
-        let keys = plan.kv.k(layer, 0, 0..1);
-        let values = plan.kv.v(layer, 0, 0..1);
+        let keys = plan.kv.k(layer, 0, 0..PAGE);
+        let values = plan.kv.v(layer, 0, 0..PAGE);
         let fresh = (2 * d + h.rope_dims) * 4;
         let local = ((2 * tile * d + tile * SPAN + (3 + 16) * tile) * 4 + fresh).next_multiple_of(16);
         // Keys and values pass through local memory, where there is room for some rows.

@@ -136,7 +136,7 @@ mod tests {
         }
         assert_eq!(Share::new(&model, &kv, 1).kv.page_bytes(), 0, "the head has no keys");
         let two = Share::new(&model, &kv, 2);
-        let (layer, row) = (all - 2, 3..4);
+        let (layer, row) = (all - 2, 16..32);
         assert_eq!(two.kv.k(layer, 0, row.clone()), kv.k(0, 0, row.clone()), "the first of its layers");
         assert_eq!(two.kv.v(layer, 0, row.clone()), kv.v(0, 0, row.clone()));
         assert_eq!(two.host_kv.v(layer - 1, 0, row.clone()), kv.v(layer - 1, 0, row));
