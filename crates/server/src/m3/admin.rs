@@ -89,8 +89,14 @@ pub async fn pin(State(app): State<App>, Path(name): Path<String>, request: Requ
     };
     aside(&app, move |app| {
         let memory = app.memory()?;
-        memory.pin(&name, pin)?;
-        Ok(memory.get(&name)?.load(pin)?)
+        let placed = memory.get(&name)?;
+        let keep = || memory.pin(&name, pin).and_then(|()| placed.load(pin));
+        // What is kept of conversations that are over must not be in the way.
+        if keep().is_err() {
+            app.engine.forget_kept();
+            keep()?;
+        }
+        Ok(())
     })
     .await?;
     tell(&app).await
