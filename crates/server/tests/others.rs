@@ -21,6 +21,19 @@ fn of<'a>(map: &'a Value, name: &str) -> &'a Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_of_answers_that_are_over_is_not_in_the_way_of_a_pin() {
+    let server = start(&["alpha", "beta"], Some(10_000_000), options()).await;
+    for what in ["sea", "moon", "rain"] {
+        server.ok(CHAT, &ask("alpha", &format!("Tell me about the {what}. ").repeat(40), 4)).await;
+    }
+    let kept = map(&server).await["ledger"]["kv"].as_u64().unwrap();
+    let all = of(&map(&server).await, "beta")["bytes"].as_u64().unwrap();
+    assert!(kept + all > 10_000_000, "{kept} bytes kept, {all} to pin: {}", map(&server).await["ledger"]);
+    let pinned = server.ok("/v1/m3/models/beta/pin", &json!({})).await;
+    assert_eq!(of(&pinned, "beta")["resident"], all);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_is_in_memory_is_seen_and_changed() {
     let server = start(&["alpha", "beta"], Some(10_000_000), options()).await;
     let first = map(&server).await;
