@@ -36,6 +36,7 @@ mod options;
 mod page;
 mod prompt;
 mod queue;
+mod rest;
 mod router;
 mod sampling;
 mod scrape;

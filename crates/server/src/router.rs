@@ -2,7 +2,7 @@
 
 use crate::app::App;
 use crate::error::{ApiError, ErrorKind};
-use crate::{anthropic, guard, health, m3, ollama, openai, page, scrape, tokens};
+use crate::{anthropic, guard, health, m3, ollama, openai, page, rest, scrape, tokens};
 use axum::Router;
 use axum::http::{HeaderValue, Method, header};
 use axum::response::{IntoResponse, Response};
@@ -93,6 +93,7 @@ pub fn router(app: &App) -> Router {
         .layer(axum::middleware::from_fn(log))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(cors(&app.options.cors))
+        .layer(axum::middleware::from_fn(rest::read_to_its_end))
         .with_state(app.clone())
 }
 

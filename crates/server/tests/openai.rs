@@ -192,7 +192,9 @@ async fn what_is_wrong_is_named() {
             400,
             json!("messages"),
         ),
+        // A client that sends all of it before it listens hears why, too.
         (with("messages", json!([{ "role": "user", "content": "x".repeat(2 << 20) }])), 413, Value::Null),
+        (with("messages", json!([{ "role": "user", "content": "x".repeat(32 << 20) }])), 413, Value::Null),
     ] {
         let (found, error) = server.refused(CHAT, &body).await;
         assert_eq!((found, &error["param"]), (status, &param), "{:.200}: {error}", body.to_string());
