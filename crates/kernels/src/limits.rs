@@ -9,7 +9,7 @@ use crate::ops::Ops;
 use std::hint::black_box;
 
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{Bytes, avx2::Avx2, avx512::Avx512};
+use crate::simd::{Bytes, CARRY, avx2::Avx2, avx512::Avx512};
 
 /// A way to read memory. Which one is fastest depends on the processor and on the cache the bytes are in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,7 +145,7 @@ fn scan_scalar(_: Scan, bytes: &[u8]) -> u64 {
     sums.iter().fold(0, |a, b| a.wrapping_add(*b))
 }
 
-/// `N` chains of dot products of 64 bytes, enough of them to hide how long one takes. One factor of each chain is its own
+/// `N` chains of dot products of 64 bytes as ternary products for many columns have them, enough of them to hide how long one takes. One factor of each chain is its own
 /// and the other comes from memory that the compiler cannot see through, so that no product can be left out or shared.
 ///
 /// # Safety
@@ -157,15 +157,20 @@ unsafe fn multiply_adds<S: Bytes, const N: usize>(rounds: usize) -> u64 {
     // SAFETY: `S` is enabled by the caller; every load is of an array of 64 bytes.
     unsafe {
         let left: [S::V; N] = std::array::from_fn(|c| S::load_v(left[c].as_ptr()));
-        let mut sums = [S::zero_v(); N];
-        for _ in 0..rounds {
-            let right = S::load_v(black_box(&right).as_ptr());
+        let mut sums = [S::sums_from(S::zero_v()); N];
+        for from in (0..rounds).step_by(CARRY) {
+            for _ in from..rounds.min(from + CARRY) {
+                let right = S::load_v(black_box(&right).as_ptr());
+                for c in 0..N {
+                    S::sums_add(&mut sums[c], left[c], right);
+                }
+            }
             for c in 0..N {
-                sums[c] = S::dot_u8(sums[c], left[c], right);
+                S::sums_carry(&mut sums[c]);
             }
         }
         for sum in sums {
-            black_box(S::sum_i32(sum));
+            black_box(S::sum_i32(S::sums_lanes(sum)));
         }
     }
     (rounds * N * 64) as u64

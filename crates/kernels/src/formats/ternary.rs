@@ -116,17 +116,12 @@ pub(super) unsafe fn two_bit_sixteen<T: Ternary, S: Bytes, B: Beside, const HIGH
 ) {
     // SAFETY: by the caller.
     unsafe {
-        let mut bytes = [S::zero_v(); 16];
-        if T::BLOCK < 256 && half {
-            for (bytes, row) in bytes.iter_mut().zip(rows) {
-                *bytes = S::load_half(row.add(at));
-            }
+        // Half a step twice: the columns are zero there.
+        let turned = if T::BLOCK < 256 && half {
+            S::turn16(rows, at, [0, 16, 0, 16])
         } else {
-            for (bytes, row) in bytes.iter_mut().zip(rows) {
-                *bytes = S::load_v(row.add(at));
-            }
-        }
-        let turned = S::transpose16(bytes);
+            S::turn16(rows, at, [0, 16, 32, 48])
+        };
         beside.next();
         eight::<S, HIGH_FIRST>(&turned, 0, to);
         beside.next();
@@ -351,7 +346,7 @@ pub(super) unsafe fn ternary_rows<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>)
     // SAFETY: the caller's promises, passed on.
     unsafe {
         match call.acts.n() {
-            n if n >= tile::COLUMNS && S::REGISTERS == 32 && tile::multiply::<T, S>(call) => {}
+            n if n >= tile::COLUMNS && tile::multiply::<T, S>(call) => {}
             // Each column for itself is faster than rows that are unpacked once for two or three.
             n if n < 4 => {
                 // Not a closure: one that is not inlined is compiled without the instruction set.

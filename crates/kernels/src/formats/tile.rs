@@ -11,7 +11,7 @@ use super::row_bytes;
 use super::ternary::Ternary;
 use crate::acts::{Acts, Line};
 use crate::format::Call;
-use crate::simd::Bytes;
+use crate::simd::{Bytes, CARRY};
 use std::mem::MaybeUninit;
 
 /// Columns from which on a tile pays.
@@ -124,8 +124,8 @@ struct Part<'a> {
     d: [f32; ROWS],
 }
 
-/// All columns of the call times some parts: as many at once as 32 registers hold sums of, with two vectors of rows. If
-/// `last`, the sums are complete and become results.
+/// All columns of the call times some parts: as many at once, and vectors of 16 rows, as registers hold sums of. If `last`,
+/// the sums are complete and become results.
 ///
 /// # Safety
 /// As for every kernel; `S` is enabled; the parts are rows of the call.
@@ -136,22 +136,31 @@ unsafe fn columns<S: Bytes>(call: &mut Call<'_, '_>, parts: &[Part<'_>], last: b
     // SAFETY: the caller's promises, passed on.
     unsafe {
         while c < n {
-            // Fewer than 4 would wait for their own sums: the last column is computed as often as columns lack.
-            c += match n - c {
-                12.. => block::<S, 12>(call, c, parts, last),
-                8.. => block::<S, 8>(call, c, parts, last),
-                _ => block::<S, 4>(call, c, parts, last),
+            c += if S::REGISTERS == 32 {
+                // Fewer than 4 would wait for their own sums: the last column is computed as often as columns lack.
+                match n - c {
+                    12.. => block::<S, 12, 2>(call, c, parts, last),
+                    8.. => block::<S, 8, 2>(call, c, parts, last),
+                    _ => block::<S, 4, 2>(call, c, parts, last),
+                }
+            } else {
+                match n - c {
+                    4.. => block::<S, 4, 1>(call, c, parts, last),
+                    2.. => block::<S, 2, 1>(call, c, parts, last),
+                    _ => block::<S, 1, 1>(call, c, parts, last),
+                }
             };
         }
     }
 }
 
-/// Columns `first ..` of the call times some parts; the last one again where there are fewer than `C`. Returns `C`.
+/// Columns `first ..` of the call times some parts, `R` vectors of 16 rows at a time; the last column again where there are
+/// fewer than `C`. Returns `C`.
 ///
 /// # Safety
 /// As for [`columns`].
 #[inline(always)]
-unsafe fn block<S: Bytes, const C: usize>(
+unsafe fn block<S: Bytes, const C: usize, const R: usize>(
     call: &mut Call<'_, '_>,
     first: usize,
     parts: &[Part<'_>],
@@ -172,29 +181,36 @@ unsafe fn block<S: Bytes, const C: usize>(
         "activation length"
     );
     for part in parts {
-        // Rows 16 r of the tile: where they are in the result, and how many there are.
-        let rows = [0, 16].map(|r| (part.first + r, part.count.saturating_sub(r).min(16)));
-        // SAFETY: `S` is enabled by the caller; q is read inside the columns, just checked; what is loaded and stored of the
-        // result are rows of the call, by the caller.
-        unsafe {
-            let mut sums = [[S::zero_v(); 2]; C];
-            if part.from > 0 {
-                for c in 0..C {
-                    for (r, (at, n)) in rows.into_iter().enumerate() {
-                        sums[c][r] = S::bits_of_f(S::load_n(out[c].wrapping_add(at), n));
+        for top in (0..2).step_by(R) {
+            // Rows 16 r of the tile: where they are in the result, and how many there are.
+            let mut rows = [(0, 0); R];
+            for (r, rows) in rows.iter_mut().enumerate() {
+                let down = 16 * (top + r);
+                *rows = (part.first + down, part.count.saturating_sub(down).min(16));
+            }
+            // SAFETY: `S` is enabled by the caller; q is read inside the columns, just checked; what is loaded and stored of
+            // the result are rows of the call, by the caller.
+            unsafe {
+                let mut sums = [[S::zero_v(); R]; C];
+                if part.from > 0 {
+                    for c in 0..C {
+                        for (r, (at, n)) in rows.into_iter().enumerate() {
+                            sums[c][r] = S::bits_of_f(S::load_n(out[c].wrapping_add(at), n));
+                        }
                     }
                 }
-            }
-            sum_up::<S, C>(&mut sums, part.codes, q.map(|q| q.wrapping_add(part.from * 256)));
-            for c in 0..C {
-                for (r, (at, n)) in rows.into_iter().enumerate() {
-                    let y = if last {
-                        let sum = S::to_f32(S::sub_i32(sums[c][r], S::splat_i32(minus[c])));
-                        S::mul(S::fma(sum, S::load(part.d[16 * r..].as_ptr()), S::zero()), S::splat(scale[c]))
-                    } else {
-                        S::bits_to_f(sums[c][r])
-                    };
-                    S::store_n(out[c].wrapping_add(at), n, y);
+                sum_up::<S, C, R>(&mut sums, part.codes, top, q.map(|q| q.wrapping_add(part.from * 256)));
+                for c in 0..C {
+                    for (r, (at, n)) in rows.into_iter().enumerate() {
+                        let y = if last {
+                            let sum = S::to_f32(S::sub_i32(sums[c][r], S::splat_i32(minus[c])));
+                            let d = S::load(part.d[16 * (top + r)..].as_ptr());
+                            S::mul(S::fma(sum, d, S::zero()), S::splat(scale[c]))
+                        } else {
+                            S::bits_to_f(sums[c][r])
+                        };
+                        S::store_n(out[c].wrapping_add(at), n, y);
+                    }
                 }
             }
         }
@@ -202,27 +218,48 @@ unsafe fn block<S: Bytes, const C: usize>(
     C
 }
 
-/// Adds codes * q. The sums stay in registers: they are copied here and back.
+/// Adds codes * q for the vectors of rows from `top` on. The sums stay in registers: they are copied here and back.
 #[inline(always)]
-unsafe fn sum_up<S: Bytes, const C: usize>(
-    sums: &mut [[S::V; 2]; C],
+unsafe fn sum_up<S: Bytes, const C: usize, const R: usize>(
+    sums: &mut [[S::V; R]; C],
     codes: &[[Line; 2]],
+    top: usize,
     mut q: [*const i8; C],
 ) {
-    // SAFETY: the caller's promises, passed on.
+    // SAFETY: the caller's promises, passed on; a step is a multiple of `CARRY` lines.
     unsafe {
-        let mut local = *sums;
-        for codes in codes.chunks_exact(4) {
-            for (k, [low, high]) in codes.iter().enumerate() {
-                let (low, high) = (S::load_v(low.0.as_ptr()), S::load_v(high.0.as_ptr()));
-                for c in 0..C {
-                    let q = S::splat4(q[c].add(4 * k));
-                    local[c][0] = S::dot_u8(local[c][0], low, q);
-                    local[c][1] = S::dot_u8(local[c][1], high, q);
+        let mut local = [[S::sums_from(S::zero_v()); R]; C];
+        for c in 0..C {
+            for r in 0..R {
+                local[c][r] = S::sums_from(sums[c][r]);
+            }
+        }
+        for codes in codes.chunks_exact(CARRY) {
+            for codes in codes.chunks_exact(4) {
+                for (k, lines) in codes.iter().enumerate() {
+                    let mut rows = [S::zero_v(); R];
+                    for r in 0..R {
+                        rows[r] = S::load_v(lines[top + r].0.as_ptr());
+                    }
+                    for c in 0..C {
+                        let q = S::splat4(q[c].add(4 * k));
+                        for r in 0..R {
+                            S::sums_add(&mut local[c][r], rows[r], q);
+                        }
+                    }
+                }
+                q = q.map(|q| q.wrapping_add(16));
+            }
+            for c in 0..C {
+                for r in 0..R {
+                    S::sums_carry(&mut local[c][r]);
                 }
             }
-            q = q.map(|q| q.wrapping_add(16));
         }
-        *sums = local;
+        for c in 0..C {
+            for r in 0..R {
+                sums[c][r] = S::sums_lanes(local[c][r]);
+            }
+        }
     }
 }

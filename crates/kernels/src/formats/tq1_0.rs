@@ -15,7 +15,7 @@
 //! per 16-bit lane, and [`Bytes::digit3`].
 
 use super::ternary::{Beside, Ternary, ternarize, ternary_float};
-use super::{Blocks, f16_at};
+use super::{AHEAD, Blocks, f16_at};
 use crate::acts::Grain;
 use crate::format::Format;
 use crate::simd::Bytes;
@@ -108,6 +108,40 @@ static LAST: [u8; 64] = {
     t
 };
 
+/// Masks of the first and third 16 bytes, and of the others.
+static FIRST: [u8; 64] = quarters([0xff; 16], [0; 16]);
+static SECOND: [u8; 64] = quarters([0; 16], [0xff; 16]);
+/// The four of `qh` again and again in the others, from 16 bytes that begin at byte 38 of a block.
+static QH: [u8; 64] =
+    quarters([0x80; 16], *b"\x0a\x0b\x0c\x0d\x0a\x0b\x0c\x0d\x0a\x0b\x0c\x0d\x0a\x0b\x0c\x0d");
+/// There, those whose digits 1 and 3 are meant, and the upper five bits of those whose digits 2 and 3 are.
+static ODD: [u8; 64] = quarters([0; 16], *b"\0\0\0\0\xff\xff\xff\xff\0\0\0\0\xff\xff\xff\xff");
+static UPPER: [u8; 64] = quarters([0; 16], *b"\0\0\0\0\0\0\0\0\xf8\xf8\xf8\xf8\xf8\xf8\xf8\xf8");
+
+const fn quarters(first: [u8; 16], second: [u8; 16]) -> [u8; 64] {
+    let mut t = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        t[i] = if i % 32 < 16 { first[i % 16] } else { second[i % 16] };
+        i += 1;
+    }
+    t
+}
+
+/// Three times the bytes that `mask` has, without what overflows.
+#[inline(always)]
+unsafe fn triple<S: Bytes>(v: S::V, mask: S::V) -> S::V {
+    // SAFETY: by the caller.
+    unsafe { S::add_u8(v, S::and(S::add_u8(v, v), mask)) }
+}
+
+/// Nine times the bytes of which `mask` has the upper five bits, without what overflows.
+#[inline(always)]
+unsafe fn nine<S: Bytes>(v: S::V, mask: S::V) -> S::V {
+    // SAFETY: by the caller.
+    unsafe { S::add_u8(v, S::and(S::shl16::<3>(v), mask)) }
+}
+
 impl Ternary for Tq1_0 {
     #[inline(always)]
     fn scale_bits(block: &[u8]) -> u16 {
@@ -134,6 +168,54 @@ impl Ternary for Tq1_0 {
             codes
         }
     }
+    /// Two steps at a time, the second one in the upper halves: digits that move over the point one after the other need
+    /// additions and comparisons only.
+    #[inline(always)]
+    unsafe fn row<S: Bytes>(row: &[u8], q: *const i8) -> S::V {
+        static ZEROS: [i8; 256] = [0; 256];
+        // SAFETY: every load ends at byte 54 of a step or before, and inside 256 values of the column; the rest by the caller.
+        unsafe {
+            let mut sums = S::sums_from(S::zero_v());
+            for (i, steps) in row.chunks(8 * Self::STEP).enumerate() {
+                for (j, steps) in steps.chunks(2 * Self::STEP).enumerate() {
+                    let (a, p) = (steps.as_ptr(), q.add(i * 2048 + j * 512));
+                    S::prefetch(a.wrapping_add(AHEAD));
+                    S::prefetch(a.wrapping_add(AHEAD + 64));
+                    // A step that has no second one: itself, times nothing.
+                    let (b, r) =
+                        if steps.len() > Self::STEP { (a.add(54), p.add(256)) } else { (a, ZEROS.as_ptr()) };
+                    let top = S::splat_u8(0x80);
+                    // Elements 32 k .. of both steps.
+                    macro_rules! add {
+                        ($k:expr, $v:expr) => {
+                            let at = Grain::Column.place(32 * $k);
+                            let q = S::load_halves(p.add(at).cast(), r.add(at).cast());
+                            S::sums_add(&mut sums, S::trit($v), q);
+                        };
+                    }
+                    let mut v = S::xor(S::load_halves(a, b), top);
+                    for k in 0..5 {
+                        add!(k, v);
+                        v = S::add_u8(v, S::add_u8(v, v));
+                    }
+                    let middle = S::load_quarters(a.add(32), a.add(32), b.add(32), b.add(32));
+                    let mut v = triple::<S>(S::xor(middle, top), S::load_v(SECOND.as_ptr()));
+                    add!(5, v);
+                    v = nine::<S>(v, S::splat_u8(0xf8));
+                    add!(6, v);
+                    v = nine::<S>(v, S::splat_u8(0xf8));
+                    let last = S::load_quarters(a.add(38), a.add(38), b.add(38), b.add(38));
+                    let last = S::shuffle16(S::xor(last, top), S::load_v(QH.as_ptr()));
+                    v = S::or(S::and(v, S::load_v(FIRST.as_ptr())), last);
+                    v = triple::<S>(v, S::load_v(ODD.as_ptr()));
+                    v = nine::<S>(v, S::load_v(UPPER.as_ptr()));
+                    add!(7, v);
+                }
+                S::sums_carry(&mut sums);
+            }
+            S::sums_lanes(sums)
+        }
+    }
     /// Bytes change places, four at a time, a quarter of what their digits would be. Then digit after digit moves over the
     /// point, in the lower and in the upper bytes of 16-bit lanes.
     #[inline(always)]
@@ -144,15 +226,11 @@ impl Ternary for Tq1_0 {
         to: *mut u8,
         beside: &mut B,
     ) {
-        // SAFETY: every load ends at byte 54 or before; the rest by the caller.
+        // SAFETY: every load ends at byte 52 or before; the rest by the caller.
         unsafe {
-            let mut bytes = [S::zero_v(); 16];
-            for (bytes, row) in bytes.iter_mut().zip(rows) {
-                let p = row.add(at);
-                let quarters = S::load_quarters(p, p.add(16), p.add(32), p.add(38));
-                *bytes = S::shuffle16(quarters, S::load_v(LAST.as_ptr()));
-            }
-            let turned = S::transpose16(bytes);
+            // The last sixteen bytes end with `qh`, which comes behind the 48 of `qs`.
+            let mut turned = S::turn16(rows, at, [0, 16, 32, 36]);
+            turned[12] = turned[15];
             beside.next();
             digits::<S>(&turned[..6], 0, to);
             beside.next();

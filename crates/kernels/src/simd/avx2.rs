@@ -101,9 +101,9 @@ pub(crate) unsafe fn scaled4(halves: __m256i, minus: i32, d: [u16; 4], scale: f3
     }
 }
 
-/// Four sums of 2-bit codes times int8, as pairs of 16-bit products that still fit, and what was carried out of them.
+/// Sums of codes times int8, as pairs of 16-bit products that still fit, and what was carried out of them.
 #[derive(Clone, Copy)]
-pub(crate) struct Planes {
+pub(crate) struct Sums {
     narrow: (__m256i, __m256i),
     wide: (__m256i, __m256i),
 }
@@ -503,6 +503,22 @@ impl Bytes for Avx2 {
         both!(_mm256_sub_epi8, a, b)
     }
     #[inline(always)]
+    unsafe fn add_u8(a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_add_epi8, a, b)
+    }
+    #[inline(always)]
+    unsafe fn trit(a: Self::V) -> Self::V {
+        unsafe {
+            // 86 and 171, 128 less here, are the first bytes whose triple reaches 256 and 512.
+            let h = |a| {
+                let one = _mm256_cmpgt_epi8(a, _mm256_set1_epi8(-43));
+                let two = _mm256_cmpgt_epi8(a, _mm256_set1_epi8(42));
+                _mm256_abs_epi8(_mm256_add_epi8(one, two))
+            };
+            (h(a.0), h(a.1))
+        }
+    }
+    #[inline(always)]
     unsafe fn add_i32(a: Self::V, b: Self::V) -> Self::V {
         both!(_mm256_add_epi32, a, b)
     }
@@ -607,34 +623,29 @@ impl Bytes for Avx2 {
         unsafe { (_mm256_castps_si256(a.0), _mm256_castps_si256(a.1)) }
     }
     #[inline(always)]
-    unsafe fn transpose16(rows: [Self::V; 16]) -> [Self::V; 16] {
+    unsafe fn turn16(rows: &[*const u8; 16], at: usize, quads: [usize; 4]) -> [Self::V; 16] {
         unsafe {
-            let mut columns = rows;
-            // Quarters of the matrix, 8 x 8 each.
-            for (down, across) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
-                let mut quads = [_mm256_setzero_si256(); 8];
-                for i in 0..2 {
-                    let mut four = [_mm256_setzero_si256(); 4];
-                    for (r, row) in four.iter_mut().enumerate() {
-                        let (left, right) = rows[8 * down + 4 * i + r];
-                        *row = if across == 0 { left } else { right };
+            let mut columns = [Self::zero_v(); 16];
+            for (k, quad) in quads.into_iter().enumerate() {
+                for down in 0..2 {
+                    // Rows i and i + 4 side by side, so that halves need not change places.
+                    let mut pairs = [_mm256_setzero_si256(); 4];
+                    for (i, pair) in pairs.iter_mut().enumerate() {
+                        let (low, high) = (rows[8 * down + i], rows[8 * down + i + 4]);
+                        *pair = _mm256_loadu2_m128i(high.add(at + quad).cast(), low.add(at + quad).cast());
                     }
-                    let [a, b, c, d] = four;
+                    let [a, b, c, d] = pairs;
                     let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
-                    quads[4 * i] = _mm256_unpacklo_epi64(ab, cd);
-                    quads[4 * i + 1] = _mm256_unpackhi_epi64(ab, cd);
-                    let (ab, cd) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
-                    quads[4 * i + 2] = _mm256_unpacklo_epi64(ab, cd);
-                    quads[4 * i + 3] = _mm256_unpackhi_epi64(ab, cd);
-                }
-                for j in 0..4 {
-                    let lanes = [
-                        _mm256_permute2x128_si256::<0x20>(quads[j], quads[4 + j]),
-                        _mm256_permute2x128_si256::<0x31>(quads[j], quads[4 + j]),
+                    let (ef, gh) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+                    let four = [
+                        _mm256_unpacklo_epi64(ab, cd),
+                        _mm256_unpackhi_epi64(ab, cd),
+                        _mm256_unpacklo_epi64(ef, gh),
+                        _mm256_unpackhi_epi64(ef, gh),
                     ];
-                    for (lane, row) in lanes.into_iter().enumerate() {
-                        let column = &mut columns[8 * across + 4 * lane + j];
-                        *(if down == 0 { &mut column.0 } else { &mut column.1 }) = row;
+                    for (j, v) in four.into_iter().enumerate() {
+                        let column = &mut columns[4 * k + j];
+                        *(if down == 0 { &mut column.0 } else { &mut column.1 }) = v;
                     }
                 }
             }
@@ -642,13 +653,39 @@ impl Bytes for Avx2 {
         }
     }
 
-    type Planes = Planes;
+    type Sums = Sums;
     #[inline(always)]
-    unsafe fn planes_zero() -> Planes {
-        unsafe { Planes { narrow: Self::zero_v(), wide: Self::zero_v() } }
+    unsafe fn sums_from(v: Self::V) -> Sums {
+        unsafe { Sums { narrow: Self::zero_v(), wide: v } }
     }
     #[inline(always)]
-    unsafe fn planes_add<const HIGH_FIRST: bool>(sums: &mut Planes, w: Self::V, q: *const i8) {
+    unsafe fn sums_add(sums: &mut Sums, u: Self::V, s: Self::V) {
+        unsafe {
+            let h = |narrow, u, s| _mm256_add_epi16(narrow, _mm256_maddubs_epi16(u, s));
+            sums.narrow = (h(sums.narrow.0, u.0, s.0), h(sums.narrow.1, u.1, s.1));
+        }
+    }
+    #[inline(always)]
+    unsafe fn sums_carry(sums: &mut Sums) {
+        unsafe {
+            let one = _mm256_set1_epi16(1);
+            let h = |wide, narrow| _mm256_add_epi32(wide, _mm256_madd_epi16(narrow, one));
+            sums.wide = (h(sums.wide.0, sums.narrow.0), h(sums.wide.1, sums.narrow.1));
+            sums.narrow = Self::zero_v();
+        }
+    }
+    #[inline(always)]
+    unsafe fn sums_lanes(sums: Sums) -> Self::V {
+        sums.wide
+    }
+
+    type Planes = Sums;
+    #[inline(always)]
+    unsafe fn planes_zero() -> Sums {
+        unsafe { Self::sums_from(Self::zero_v()) }
+    }
+    #[inline(always)]
+    unsafe fn planes_add<const HIGH_FIRST: bool>(sums: &mut Sums, w: Self::V, q: *const i8) {
         unsafe {
             planes_half::<HIGH_FIRST>(&mut sums.narrow.0, w.0, q);
             planes_half::<HIGH_FIRST>(&mut sums.narrow.1, w.1, q.add(32));
@@ -664,16 +701,11 @@ impl Bytes for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn planes_carry(sums: &mut Planes) {
-        unsafe {
-            let one = _mm256_set1_epi16(1);
-            let h = |wide, narrow| _mm256_add_epi32(wide, _mm256_madd_epi16(narrow, one));
-            sums.wide = (h(sums.wide.0, sums.narrow.0), h(sums.wide.1, sums.narrow.1));
-            sums.narrow = Self::zero_v();
-        }
+    unsafe fn planes_carry(sums: &mut Sums) {
+        unsafe { Self::sums_carry(sums) }
     }
     #[inline(always)]
-    unsafe fn planes_sum<const HIGH_FIRST: bool>(sums: Planes) -> Self::V {
+    unsafe fn planes_sum<const HIGH_FIRST: bool>(sums: Sums) -> Self::V {
         sums.wide
     }
     #[inline(always)]

@@ -297,6 +297,20 @@ impl Bytes for Avx512 {
         unsafe { _mm512_sub_epi8(a, b) }
     }
     #[inline(always)]
+    unsafe fn add_u8(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi8(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn trit(a: __m512i) -> __m512i {
+        unsafe {
+            // 86 and 171, 128 less here, are the first bytes whose triple reaches 256 and 512.
+            let one = _mm512_set1_epi8(1);
+            let digit = _mm512_maskz_mov_epi8(_mm512_cmpgt_epi8_mask(a, _mm512_set1_epi8(-43)), one);
+            let two = _mm512_cmpgt_epi8_mask(a, _mm512_set1_epi8(42));
+            _mm512_mask_add_epi8(digit, two, digit, one)
+        }
+    }
+    #[inline(always)]
     unsafe fn add_i32(a: __m512i, b: __m512i) -> __m512i {
         unsafe { _mm512_add_epi32(a, b) }
     }
@@ -383,8 +397,17 @@ impl Bytes for Avx512 {
         unsafe { _mm512_castps_si512(a) }
     }
     #[inline(always)]
-    unsafe fn transpose16(rows: [__m512i; 16]) -> [__m512i; 16] {
+    unsafe fn turn16(pointers: &[*const u8; 16], at: usize, [a, b, c, d]: [usize; 4]) -> [__m512i; 16] {
         unsafe {
+            let mut rows = [_mm512_setzero_si512(); 16];
+            for (row, p) in rows.iter_mut().zip(pointers) {
+                let p = p.add(at);
+                *row = if [b, c, d] == [a + 16, a + 32, a + 48] {
+                    Self::load_v(p.add(a))
+                } else {
+                    Self::load_quarters(p.add(a), p.add(b), p.add(c), p.add(d))
+                };
+            }
             // In each 128-bit lane first: quad j of rows 4i..4i+4 holds value j of every lane, by row.
             let mut quads = [_mm512_setzero_si512(); 16];
             for i in 0..4 {
@@ -409,6 +432,22 @@ impl Bytes for Avx512 {
             }
             columns
         }
+    }
+
+    type Sums = __m512i;
+    #[inline(always)]
+    unsafe fn sums_from(v: __m512i) -> __m512i {
+        v
+    }
+    #[inline(always)]
+    unsafe fn sums_add(sums: &mut __m512i, u: __m512i, s: __m512i) {
+        unsafe { *sums = _mm512_dpbusd_epi32(*sums, u, s) }
+    }
+    #[inline(always)]
+    unsafe fn sums_carry(_: &mut __m512i) {}
+    #[inline(always)]
+    unsafe fn sums_lanes(sums: __m512i) -> __m512i {
+        sums
     }
 
     // Codes are used where they sit in their bytes; the sums of plane l are 4^l times too large, and divided at the end.

@@ -95,6 +95,9 @@ pub(crate) trait Lanes: Copy + 'static {
     unsafe fn reduce_add_d(v: Self::D) -> f64;
 }
 
+/// So many [`Bytes::sums_add`] fit 16-bit lanes: each adds two products of a code up to 3 and an activation, 762 at most.
+pub(crate) const CARRY: usize = 32;
+
 /// 64-byte integer vectors, seen as u8, i8, i16 or i32 lanes as the method says.
 #[allow(dead_code)]
 pub(crate) trait Bytes: Lanes {
@@ -136,12 +139,15 @@ pub(crate) trait Bytes: Lanes {
     /// Every 32-bit lane shifted left.
     unsafe fn shl32<const N: u32>(a: Self::V) -> Self::V;
     unsafe fn sub_u8(a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn add_u8(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn add_i32(a: Self::V, b: Self::V) -> Self::V;
     /// Within each 16 bytes: byte i is byte `index[i] < 16` of them, and 0 where the index is 0x80.
     unsafe fn shuffle16(a: Self::V, index: Self::V) -> Self::V;
     /// A base-3 digit of every byte b: `(b * power % 256) * 3 / 256`. The 16-bit lanes of `power` are the
     /// power times 256, one for both bytes of a lane.
     unsafe fn digit3(a: Self::V, power: Self::V) -> Self::V;
+    /// The base-3 digit before the point of three times b / 256, of every byte b, given as b - 128: 0, 1 or 2.
+    unsafe fn trit(a: Self::V) -> Self::V;
     /// Bit i is set where byte i of both is equal.
     unsafe fn eq_mask(a: Self::V, b: Self::V) -> u64;
     /// Byte i is 0xff where bit i is set, else 0.
@@ -169,8 +175,20 @@ pub(crate) trait Bytes: Lanes {
     /// The same bits as f32 lanes, and back.
     unsafe fn bits_to_f(a: Self::V) -> Self::F;
     unsafe fn bits_of_f(a: Self::F) -> Self::V;
-    /// 16 vectors seen as a 16 x 16 matrix of 32-bit values: its transpose.
-    unsafe fn transpose16(rows: [Self::V; 16]) -> [Self::V; 16];
+    /// 16 rows of four times 16 bytes, which begin `at` and one of `quads` behind their pointers, seen as a 16 x 16 matrix of
+    /// 32-bit values: its transpose.
+    unsafe fn turn16(rows: &[*const u8; 16], at: usize, quads: [usize; 4]) -> [Self::V; 16];
+
+    /// Running i32 sums, one in each lane, of codes up to 3 times int8.
+    type Sums: Copy;
+    /// Sums that begin with `v`.
+    unsafe fn sums_from(v: Self::V) -> Self::Sums;
+    /// To lane l adds the sum of u[4l..4l+4] * s[4l..4l+4], u up to 3.
+    unsafe fn sums_add(sums: &mut Self::Sums, u: Self::V, s: Self::V);
+    /// Must come after at most [`CARRY`] `sums_add`.
+    unsafe fn sums_carry(sums: &mut Self::Sums);
+    /// The sums; after `sums_carry`.
+    unsafe fn sums_lanes(sums: Self::Sums) -> Self::V;
 
     /// Running sums of 2-bit codes times int8.
     type Planes: Copy;
