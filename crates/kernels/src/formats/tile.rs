@@ -234,8 +234,10 @@ unsafe fn sum_up<S: Bytes, const C: usize, const R: usize>(
                 local[c][r] = S::sums_from(sums[c][r]);
             }
         }
+        // Of more at once in 16 registers the compiler would keep sums in memory.
+        let group = if S::REGISTERS == 32 { 4 } else { 2 };
         for codes in codes.chunks_exact(CARRY) {
-            for codes in codes.chunks_exact(4) {
+            for codes in codes.chunks_exact(group) {
                 for (k, lines) in codes.iter().enumerate() {
                     let mut rows = [S::zero_v(); R];
                     for r in 0..R {
@@ -248,7 +250,7 @@ unsafe fn sum_up<S: Bytes, const C: usize, const R: usize>(
                         }
                     }
                 }
-                q = q.map(|q| q.wrapping_add(16));
+                q = q.map(|q| q.wrapping_add(4 * group));
             }
             for c in 0..C {
                 for r in 0..R {
