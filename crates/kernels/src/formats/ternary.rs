@@ -74,21 +74,27 @@ pub(crate) trait Ternary: Blocks {
     ///
     /// # Safety
     /// `S` is enabled; `row` is whole blocks; the column covers it.
-    #[inline(always)]
-    unsafe fn row<S: Bytes>(row: &[u8], q: *const i8) -> S::V {
-        // SAFETY: the columns are padded to 256 values, so every step has its four loads; the rest by the caller.
-        unsafe {
-            let mut lanes = [S::zero_v(); 4];
-            for (i, step) in row.chunks(Self::STEP).enumerate() {
-                S::prefetch(step.as_ptr().wrapping_add(AHEAD));
-                let codes = Self::planes::<S>(step);
-                for l in 0..4 {
-                    let q = S::load_v(q.add(i * 256 + 64 * l).cast());
-                    lanes[l] = S::dot_u8(lanes[l], codes[l], q);
-                }
+    unsafe fn row<S: Bytes>(row: &[u8], q: *const i8) -> S::V;
+}
+
+/// [`Ternary::row`] step by step.
+///
+/// # Safety
+/// As [`Ternary::row`].
+#[inline(always)]
+pub(super) unsafe fn row_of_planes<T: Ternary, S: Bytes>(row: &[u8], q: *const i8) -> S::V {
+    // SAFETY: the columns are padded to 256 values, so every step has its four loads; the rest by the caller.
+    unsafe {
+        let mut lanes = [S::zero_v(); 4];
+        for (i, step) in row.chunks(T::STEP).enumerate() {
+            S::prefetch(step.as_ptr().wrapping_add(AHEAD));
+            let codes = T::planes::<S>(step);
+            for l in 0..4 {
+                let q = S::load_v(q.add(i * 256 + 64 * l).cast());
+                lanes[l] = S::dot_u8(lanes[l], codes[l], q);
             }
-            S::add_i32(S::add_i32(lanes[0], lanes[1]), S::add_i32(lanes[2], lanes[3]))
         }
+        S::add_i32(S::add_i32(lanes[0], lanes[1]), S::add_i32(lanes[2], lanes[3]))
     }
 }
 
@@ -116,11 +122,12 @@ pub(super) unsafe fn two_bit_sixteen<T: Ternary, S: Bytes, B: Beside, const HIGH
 ) {
     // SAFETY: by the caller.
     unsafe {
+        let rows = rows.map(|row| row.wrapping_add(at));
         // Half a step twice: the columns are zero there.
         let turned = if T::BLOCK < 256 && half {
-            S::turn16(rows, at, [0, 16, 0, 16])
+            S::turn16::<0, 16, 0, 16>(rows)
         } else {
-            S::turn16(rows, at, [0, 16, 32, 48])
+            S::turn16::<0, 16, 32, 48>(rows)
         };
         beside.next();
         eight::<S, HIGH_FIRST>(&turned, 0, to);

@@ -14,7 +14,7 @@
 //! a digit over the point. In vectors: one arrangement of a block's bytes per 64 elements, one power of three
 //! per 16-bit lane, and [`Bytes::digit3`].
 
-use super::ternary::{Beside, Ternary, ternarize, ternary_float};
+use super::ternary::{Beside, Ternary, row_of_planes, ternarize, ternary_float};
 use super::{AHEAD, Blocks, f16_at};
 use crate::acts::Grain;
 use crate::format::Format;
@@ -169,9 +169,13 @@ impl Ternary for Tq1_0 {
         }
     }
     /// Two steps at a time, the second one in the upper halves: digits that move over the point one after the other need
-    /// additions and comparisons only.
+    /// additions and comparisons only. AVX-512 has more lanes to multiply in and is faster with planes.
     #[inline(always)]
     unsafe fn row<S: Bytes>(row: &[u8], q: *const i8) -> S::V {
+        if S::REGISTERS == 32 {
+            // SAFETY: by the caller.
+            return unsafe { row_of_planes::<Self, S>(row, q) };
+        }
         static ZEROS: [i8; 256] = [0; 256];
         // SAFETY: every load ends at byte 54 of a step or before, and inside 256 values of the column; the rest by the caller.
         unsafe {
@@ -229,7 +233,7 @@ impl Ternary for Tq1_0 {
         // SAFETY: every load ends at byte 52 or before; the rest by the caller.
         unsafe {
             // The last sixteen bytes end with `qh`, which comes behind the 48 of `qs`.
-            let mut turned = S::turn16(rows, at, [0, 16, 32, 36]);
+            let mut turned = S::turn16::<0, 16, 32, 36>(rows.map(|row| row.wrapping_add(at)));
             turned[12] = turned[15];
             beside.next();
             digits::<S>(&turned[..6], 0, to);

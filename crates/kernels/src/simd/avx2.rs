@@ -627,16 +627,18 @@ impl Bytes for Avx2 {
         unsafe { (_mm256_castps_si256(a.0), _mm256_castps_si256(a.1)) }
     }
     #[inline(always)]
-    unsafe fn turn16(rows: &[*const u8; 16], at: usize, quads: [usize; 4]) -> [Self::V; 16] {
+    unsafe fn turn16<const A: usize, const B: usize, const C: usize, const D: usize>(
+        rows: [*const u8; 16],
+    ) -> [Self::V; 16] {
         unsafe {
             let mut columns = [Self::zero_v(); 16];
-            for (k, quad) in quads.into_iter().enumerate() {
+            for (k, quad) in [A, B, C, D].into_iter().enumerate() {
                 for down in 0..2 {
                     // Rows i and i + 4 side by side, so that halves need not change places.
                     let mut pairs = [_mm256_setzero_si256(); 4];
                     for (i, pair) in pairs.iter_mut().enumerate() {
                         let (low, high) = (rows[8 * down + i], rows[8 * down + i + 4]);
-                        *pair = _mm256_loadu2_m128i(high.add(at + quad).cast(), low.add(at + quad).cast());
+                        *pair = _mm256_loadu2_m128i(high.add(quad).cast(), low.add(quad).cast());
                     }
                     let [a, b, c, d] = pairs;
                     let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));

@@ -302,13 +302,7 @@ impl Bytes for Avx512 {
     }
     #[inline(always)]
     unsafe fn trit(a: __m512i) -> __m512i {
-        unsafe {
-            // 86 and 171, 128 less here, are the first bytes whose triple reaches 256 and 512.
-            let one = _mm512_set1_epi8(1);
-            let digit = _mm512_maskz_mov_epi8(_mm512_cmpgt_epi8_mask(a, _mm512_set1_epi8(-43)), one);
-            let two = _mm512_cmpgt_epi8_mask(a, _mm512_set1_epi8(42));
-            _mm512_mask_add_epi8(digit, two, digit, one)
-        }
+        unsafe { Self::digit3(Self::xor(a, Self::splat_u8(0x80)), _mm512_set1_epi16(0x0100)) }
     }
     #[inline(always)]
     unsafe fn add_i32(a: __m512i, b: __m512i) -> __m512i {
@@ -397,15 +391,16 @@ impl Bytes for Avx512 {
         unsafe { _mm512_castps_si512(a) }
     }
     #[inline(always)]
-    unsafe fn turn16(pointers: &[*const u8; 16], at: usize, [a, b, c, d]: [usize; 4]) -> [__m512i; 16] {
+    unsafe fn turn16<const A: usize, const B: usize, const C: usize, const D: usize>(
+        pointers: [*const u8; 16],
+    ) -> [__m512i; 16] {
         unsafe {
             let mut rows = [_mm512_setzero_si512(); 16];
             for (row, p) in rows.iter_mut().zip(pointers) {
-                let p = p.add(at);
-                *row = if [b, c, d] == [a + 16, a + 32, a + 48] {
-                    Self::load_v(p.add(a))
+                *row = if B == A + 16 && C == A + 32 && D == A + 48 {
+                    Self::load_v(p.add(A))
                 } else {
-                    Self::load_quarters(p.add(a), p.add(b), p.add(c), p.add(d))
+                    Self::load_quarters(p.add(A), p.add(B), p.add(C), p.add(D))
                 };
             }
             // In each 128-bit lane first: quad j of rows 4i..4i+4 holds value j of every lane, by row.

@@ -175,9 +175,11 @@ pub(crate) trait Bytes: Lanes {
     /// The same bits as f32 lanes, and back.
     unsafe fn bits_to_f(a: Self::V) -> Self::F;
     unsafe fn bits_of_f(a: Self::F) -> Self::V;
-    /// 16 rows of four times 16 bytes, which begin `at` and one of `quads` behind their pointers, seen as a 16 x 16 matrix of
-    /// 32-bit values: its transpose.
-    unsafe fn turn16(rows: &[*const u8; 16], at: usize, quads: [usize; 4]) -> [Self::V; 16];
+    /// 16 rows of four times 16 bytes, which begin `A`, `B`, `C` and `D` bytes behind their pointers, seen as a 16 x 16 matrix
+    /// of 32-bit values: its transpose.
+    unsafe fn turn16<const A: usize, const B: usize, const C: usize, const D: usize>(
+        rows: [*const u8; 16],
+    ) -> [Self::V; 16];
 
     /// Running i32 sums, one in each lane, of codes up to 3 times int8.
     type Sums: Copy;
