@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Longer than anything here takes on a loaded machine; what does not end by then hangs.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The program in an environment without surprises.
 pub fn nexaquant() -> Command {
