@@ -22,6 +22,13 @@ pub(super) struct Shape {
     pub sm: u32,
 }
 
+impl Shape {
+    /// Whether the program has `cl/tiles.cl`.
+    pub fn has_tiles(&self) -> bool {
+        self.kind == Kind::Ptx && self.sm >= 80 && self.lanes == 32
+    }
+}
+
 /// What a model's steps are compiled for: what the compiler knows costs neither registers nor instructions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Traits {
@@ -113,6 +120,7 @@ pub(super) fn program(shape: &Shape, traits: &Traits, single: bool) -> String {
     text += "    }\n    return 16;\n}\n";
     text += include_str!("cl/attention.cl");
     text += include_str!("cl/words.cl");
+    text += include_str!("cl/tiles.cl");
     text += include_str!("cl/phases.cl");
     text
 }

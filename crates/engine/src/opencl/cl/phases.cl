@@ -65,6 +65,9 @@ static void matmul(const Ctx *c) {
     units_one(c, x, stride);
 #else
     if (count_tokens(c) == 1) units_one(c, x, stride);
+#if TILES
+    else if (P[FLAGS] & TILES) matmul_tiles(c, x, stride);
+#endif
     else units_many(c, x, stride);
 #endif
 }
