@@ -417,6 +417,11 @@ impl Compiler<'_> {
         let row = 2 * d + 16;
         let halves = plan.kv.ty == KvType::F16 && d.is_multiple_of(16);
         let rows = if halves { (plan.local.saturating_sub(local) / row).min(MOST_ROWS) } else { 0 };
+        // Eight queries, their scores and what their softmax keeps, and rows as many as `attend_many` takes at a time.
+        let shape = &plan.gpu.shape;
+        let side_by_side = (8 * d + 8 * SPAN + 32) * 4 + if d == 256 { 32 } else { 64 } * row;
+        let many = !self.single && shape.has_attend_many(d) && halves && side_by_side <= plan.local;
+        let room = (local + rows * row).max(if many { side_by_side } else { 0 });
         let vector = |id: Option<VectorId>| id.map_or(NONE, |id| self.vector(id));
         let words = [
             h.heads as u32,
@@ -445,6 +450,7 @@ impl Compiler<'_> {
             plan.partial,
             plan.max_splits,
             (local / 16) as u32,
+            u32::from(many),
         ];
         let phase = |what| {
             let mut phase = Phase::new(what)
@@ -460,7 +466,7 @@ impl Compiler<'_> {
         if !self.single {
             self.push(rope, fresh);
         }
-        self.push(attend, local + rows * row);
+        self.push(attend, room);
         if self.single {
             self.push(combine, 0);
         }

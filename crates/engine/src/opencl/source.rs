@@ -27,6 +27,11 @@ impl Shape {
     pub fn has_tiles(&self) -> bool {
         self.kind == Kind::Ptx && self.sm >= 80 && self.lanes == 32
     }
+
+    /// Whether it has `attend_many` of `cl/attention.cl`, for heads of `head_dim` values.
+    pub fn has_attend_many(&self, head_dim: usize) -> bool {
+        self.kind == Kind::Ptx && self.group == 256 && self.lanes == 32 && [64, 128, 256].contains(&head_dim)
+    }
 }
 
 /// What a model's steps are compiled for: what the compiler knows costs neither registers nor instructions.
