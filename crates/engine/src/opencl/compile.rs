@@ -19,8 +19,11 @@ use nexaquant_opencl::Kind;
 /// Flags of a phase: local memory has room for its input; the input is in the order of planes ([`Stored::has_planes`]).
 const STAGED: u32 = 8;
 pub(super) const PLANES: u32 = 16;
-/// The phase is for `cl/words.cl`, whose local memory holds the input in whole groups of 512 values.
-const AS_WORDS: u32 = 32;
+/// The phase is for `cl/words.cl`, whose local memory holds the input in whole groups of 512 values; with several tokens for
+/// `cl/tiles.cl`, where rows are whole blocks of 256.
+pub(super) const AS_WORDS: u32 = 32;
+/// Rows of a tile.
+pub(super) const TILE_ROWS: usize = 32;
 /// Values that it takes at most where they are normalized, and the work-groups it is written for.
 const MOST_NORMED: usize = 8192;
 const WORDS_GROUP: usize = 256;
@@ -329,6 +332,8 @@ impl Compiler<'_> {
         };
         let shape = &plan.gpu.shape;
         let fit = shape.kind == Kind::Ptx && shape.group == WORDS_GROUP && shape.lanes == 32;
+        let tiles =
+            !self.single && as_words && planes && shape.has_tiles() && input.width.is_multiple_of(256);
         let fit = fit && (norm.is_none() || input.width <= MOST_NORMED) && from[1] % 4 == 0;
         let local = input.width.next_multiple_of(512);
         if self.single && as_words && fit && local <= plan.local {
@@ -342,7 +347,8 @@ impl Compiler<'_> {
             return product;
         }
         let (quantize, local) = staged(words(normed(read(Phase::new(Do::Quantize), from))), maxima);
-        let product = words(read(Phase::new(Do::MatMul), to));
+        let mut product = words(read(Phase::new(Do::MatMul), to));
+        product.0[word::FLAGS] |= if tiles { AS_WORDS } else { 0 };
         self.push(quantize, local);
         product
     }
@@ -353,7 +359,11 @@ impl Compiler<'_> {
         let of: Vec<_> = products.iter().map(|p| (p.matrix, p.first, p.out.width)).collect();
         let mut phase = self.products(phase, self.part, &of).set(word::NPROD, products.len() as u32);
         // `cl/words.cl` deals out rows, or pairs of them.
-        let each = if phase.0[word::FLAGS] & AS_WORDS != 0 { [1, 1] } else { [rows / 2, rows] };
+        let each = match phase.0[word::FLAGS] & AS_WORDS {
+            0 => [rows / 2, rows],
+            _ if self.single => [1, 1],
+            _ => [TILE_ROWS / 2, TILE_ROWS],
+        };
         let units = match glu {
             Some((gate, ..)) => gate.width.div_ceil(each[0]),
             None => products.iter().map(|p| p.out.width.div_ceil(each[1])).sum(),
@@ -407,6 +417,11 @@ impl Compiler<'_> {
         let row = 2 * d + 16;
         let halves = plan.kv.ty == KvType::F16 && d.is_multiple_of(16);
         let rows = if halves { (plan.local.saturating_sub(local) / row).min(MOST_ROWS) } else { 0 };
+        // Eight queries, their scores and what their softmax keeps, and rows as many as `attend_many` takes at a time.
+        let shape = &plan.gpu.shape;
+        let side_by_side = (8 * d + 8 * SPAN + 32) * 4 + if d == 256 { 32 } else { 64 } * row;
+        let many = !self.single && shape.has_attend_many(d) && halves && side_by_side <= plan.local;
+        let room = (local + rows * row).max(if many { side_by_side } else { 0 });
         let vector = |id: Option<VectorId>| id.map_or(NONE, |id| self.vector(id));
         let words = [
             h.heads as u32,
@@ -435,6 +450,7 @@ impl Compiler<'_> {
             plan.partial,
             plan.max_splits,
             (local / 16) as u32,
+            u32::from(many),
         ];
         let phase = |what| {
             let mut phase = Phase::new(what)
@@ -450,7 +466,7 @@ impl Compiler<'_> {
         if !self.single {
             self.push(rope, fresh);
         }
-        self.push(attend, local + rows * row);
+        self.push(attend, room);
         if self.single {
             self.push(combine, 0);
         }

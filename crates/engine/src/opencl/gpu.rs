@@ -94,6 +94,7 @@ impl Gpu {
         let kind = match self.shape.kind {
             Kind::Plain => "plain OpenCL C",
             Kind::DotProduct => "integer dot products",
+            Kind::Ptx if self.shape.has_tiles() => "inline PTX with mma",
             Kind::Ptx => "inline PTX",
         };
         let launches = if self.persistent { "one launch a step" } else { "a launch a phase" };

@@ -22,6 +22,18 @@ pub(super) struct Shape {
     pub sm: u32,
 }
 
+impl Shape {
+    /// Whether the program has `cl/tiles.cl`.
+    pub fn has_tiles(&self) -> bool {
+        self.kind == Kind::Ptx && self.sm >= 80 && self.lanes == 32
+    }
+
+    /// Whether it has `attend_many` of `cl/attention.cl`, for heads of `head_dim` values.
+    pub fn has_attend_many(&self, head_dim: usize) -> bool {
+        self.kind == Kind::Ptx && self.group == 256 && self.lanes == 32 && [64, 128, 256].contains(&head_dim)
+    }
+}
+
 /// What a model's steps are compiled for: what the compiler knows costs neither registers nor instructions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Traits {
@@ -113,6 +125,7 @@ pub(super) fn program(shape: &Shape, traits: &Traits, single: bool) -> String {
     text += "    }\n    return 16;\n}\n";
     text += include_str!("cl/attention.cl");
     text += include_str!("cl/words.cl");
+    text += include_str!("cl/tiles.cl");
     text += include_str!("cl/phases.cl");
     text
 }

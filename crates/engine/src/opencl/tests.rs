@@ -1,6 +1,6 @@
 //! Products of every format on a device, alone: against the CPU's kernels, on records that both have quantized.
 
-use super::compile::{CHOICE_LOCAL, OnDevice, PLANES, choice, record_bytes};
+use super::compile::{AS_WORDS, CHOICE_LOCAL, OnDevice, PLANES, TILE_ROWS, choice, record_bytes};
 use super::formats::{STORED, Stored, grain_code};
 use super::gpu::{Gpu, GpuOptions, Numbers, Runner};
 use super::layout::{MOST_BEST, each_best};
@@ -102,7 +102,15 @@ fn on_device(
     let words = |phase: Phase| {
         let planes = stored.planes(rows, cols);
         // Both orders of values, where there are two.
-        let flags = if stored.has_planes() && rows > 1 { PLANES } else { 0 };
+        let planes_first = stored.has_planes() && rows > 1;
+        let tiles = gpu.shape.has_tiles()
+            && planes_first
+            && stored.is_words()
+            && m.code() == stored.code
+            && n > 1
+            && cols.is_multiple_of(256);
+        let flags = if planes_first { PLANES } else { 0 } | if tiles { AS_WORDS } else { 0 };
+        let each = if tiles { TILE_ROWS } else { gpu.shape.rows };
         let mut phase = phase
             .set(word::FLAGS, flags)
             .set(word::COLS, cols as u32)
@@ -113,7 +121,7 @@ fn on_device(
         if phase.kind() != Do::Quantize as u32 {
             phase = phase
                 .set(word::NPROD, 1)
-                .set(word::UNITS, rows.div_ceil(gpu.shape.rows) as u32)
+                .set(word::UNITS, rows.div_ceil(each) as u32)
                 .of(0, product::FMT, m.code())
                 .of(0, product::MAT, 0)
                 .of(0, product::ROWS, rows as u32)
@@ -350,7 +358,12 @@ fn products_of_every_format_are_those_of_the_cpu() {
     let mut kernels = HashMap::new();
     for format in FORMATS {
         for mode in [Mode::Int8, Mode::Float] {
-            for (rows, blocks, n) in [(1, 1, 1), (7, 3, 1), (5, 2, 3), (9, 1, 9)] {
+            // Tiles with and without a rest, where there are tiles.
+            let tiles: &[_] = match (format.name, mode) {
+                ("TQ2_0" | "I2_S", Mode::Int8) => &[(64, 2, 32), (33, 4, 31), (75, 6, 65), (200, 2, 2)],
+                _ => &[],
+            };
+            for &(rows, blocks, n) in [(1, 1, 1), (7, 3, 1), (5, 2, 3), (9, 1, 9)].iter().chain(tiles) {
                 let cols =
                     if format.block == 1 { 13 * blocks + 8 * (n % 2) } else { format.block.max(64) * blocks };
                 for one_scale in [true, false] {
@@ -360,7 +373,7 @@ fn products_of_every_format_are_those_of_the_cpu() {
                     let mut w = random(rows * cols, 7 + rows as u64);
                     if format.ternary {
                         for (i, w) in w.iter_mut().enumerate() {
-                            let scale = if one_scale { 0.5 } else { 0.5 + (i / 256) as f32 };
+                            let scale = if one_scale { 0.5 } else { 0.5 + (i / 256 % 16) as f32 };
                             *w = (*w * 1.5).round() * scale;
                         }
                     }

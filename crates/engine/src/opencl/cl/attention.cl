@@ -24,6 +24,7 @@
 #define PARTIAL 29     // results of splits
 #define MAX_SPLITS 30
 #define ROWS_AT 31     // where in local memory that room is, in 16 bytes
+#define MANY 32        // 1: `attend_many` has the local memory it needs
 // IN, IN_AT, IN_STRIDE: queries; NORM: the queries' norm; COLS: values of a head.
 #define PAGE 32
 #define NEAR 128      // pages whose lines local memory holds
@@ -277,7 +278,7 @@ static void attend(const Ctx *c) {
                 const uint some = min(step, count - base);
                 if (tiled) to_tile(c, rows, head, at + base, some, d, false);
                 for (uint i = c->tid; i < n * some; i += T) {
-                    uint h = i % n, j = i / n;
+                    uint h = i / some, j = i % some;
                     float x = tiled ? dot_tile(q + h * d, rows + j * TILE_ROW(d), d) : dot_row(c, q + h * d, kv_row(c, head, at + base + j, false), d);
                     scores[h * SPAN + base + j] = x * as_float(P[A_SCALE]);
                 }
@@ -352,6 +353,166 @@ static void attend(const Ctx *c) {
         LOCAL_BARRIER;
     }
 }
+
+#if !SINGLE && PTX && LANES == 32 && TEAMS == 8 && KV_KIND == 1 && (HEAD_DIM == 64 || HEAD_DIM == 128 || HEAD_DIM == 256)
+// The same for prompts: eight queries, of as many heads as share keys and then of neighbouring tokens, walk over the cache together. The
+// next keys or values are on their way to registers while those in local memory are used. A score is computed by one work-item and
+// a value of the result by another, each in the order that `attend` has. Without a window that begins later for later tokens.
+#define MANY_TOKENS 1
+#define QUERIES 8
+#define STEP (HEAD_DIM == 256 ? 32 : 64)     // positions in local memory
+#define KEYS_EACH (STEP / 32)                // queries that a work-item multiplies with its key
+#define OUT_EACH (HEAD_DIM / 64)             // queries of which a work-item has two neighbouring values
+#define EACH_ROW (HEAD_DIM / 8)              // sixteens of bytes in a row
+#define LOADS (STEP * EACH_ROW / T)
+typedef struct { uint4 of[LOADS]; } Rows;
+
+static ALWAYS void load_rows(const Ctx *c, Rows *rows, uint head, uint at, uint end, bool value) {
+#pragma unroll
+    for (uint u = 0; u < LOADS; u++) {
+        const uint i = c->tid + u * T, pos = at + i / EACH_ROW;
+        rows->of[u] = pos < end ? ((global const uint4 *)kv_row(c, head, pos, value))[i % EACH_ROW] : (uint4)(0);
+    }
+}
+static ALWAYS void put_rows(const Ctx *c, const Rows *rows, local uint4 *to) {
+#pragma unroll
+    for (uint u = 0; u < LOADS; u++) {
+        const uint i = c->tid + u * T;
+        to[i / EACH_ROW * TILE_ROW(HEAD_DIM) + i % EACH_ROW] = rows->of[u];
+    }
+    LOCAL_BARRIER;
+}
+
+static void attend_many(const Ctx *c) {
+    local const uint *P = c->P;
+    const uint d = HEAD_DIM, kv_heads = P[KV_HEADS], group = P[HEADS] / kv_heads, tile = P[TILE], tiles = (group + tile - 1) / tile;
+    const uint tokens = QUERIES / tile, items = (c->n + tokens - 1) / tokens * kv_heads * tiles, pairs = P[PAIRS];
+    local float *q = (local float *)c->L, *scores = q + QUERIES * d, *m = scores + QUERIES * SPAN, *l = m + QUERIES, *correct = l + QUERIES;
+    local uint4 *rows = (local uint4 *)(m + 4 * QUERIES);
+    // Of the results, the first of this work-item's queries and of its values.
+    const uint out_query = c->tid / (d / 2) * OUT_EACH, e = c->tid % (d / 2) * 2;
+    ROLLED for (uint item = c->group; item < items; item += c->groups) {
+        const uint g = item % tiles, head = item / tiles % kv_heads, t0 = item / tiles / kv_heads * tokens;
+        const uint first = head * group + g * tile, n = min(tile, group - g * tile), last = min(t0 + tokens, c->n) - 1;
+        // What is no query repeats another, and is not written.
+#define TOKEN_OF(h) min(t0 + (h) / tile, last)
+#define END_OF(h) (c->pos0 + TOKEN_OF(h) + 1)
+#define HEAD_OF(h) (first + min((h) % tile, n - 1))
+        ROLLED for (uint i = c->tid; i < QUERIES * d; i += T)
+            q[i] = FLOATS(c, P[IN], (ulong)TOKEN_OF(i / d) * P[IN_STRIDE] + P[IN_AT] + HEAD_OF(i / d) * d)[i % d];
+        if (c->tid < QUERIES) { m[c->tid] = -INFINITY; l[c->tid] = 0; }
+        const uint all = END_OF(QUERIES - 1);
+        Rows coming;
+        load_rows(c, &coming, head, 0, all, false);
+        LOCAL_BARRIER;
+        norm_heads(c, q, QUERIES, d, P[NORM]);
+        ROLLED for (uint i = c->tid; i < QUERIES * pairs; i += T) {
+            const uint h = i / pairs, k = i % pairs, a = h * d + (P[HALVES] ? k : 2 * k), b = P[HALVES] ? a + pairs : a + 1;
+            global const float *angles = FLOATS(c, P[ROPE], (ulong)(P[OF_STEP] ? TOKEN_OF(h) : END_OF(h) - 1) * 2 * pairs);
+            const float co = angles[k], si = angles[pairs + k], x0 = q[a], x1 = q[b];
+            q[a] = fma(x1, -si, x0 * co);
+            q[b] = fma(x0, si, x1 * co);
+        }
+        float2 sums[OUT_EACH];
+#pragma unroll
+        for (uint k = 0; k < OUT_EACH; k++) sums[k] = (float2)(0.0f);
+        ROLLED for (uint at = 0; at < all; at += SPAN) {
+            const uint end = min(at + SPAN, all);
+            ROLLED for (uint from = at; from < end; from += STEP) {
+                put_rows(c, &coming, rows);
+                const bool more = from + STEP < end;
+                load_rows(c, &coming, head, more ? from + STEP : at, end, !more);
+                const uint key = c->team % KEYS_EACH * 32 + c->lane, query = c->team / KEYS_EACH * KEYS_EACH;
+                local const uint4 *row = rows + key * TILE_ROW(d);
+                float lanes_of[KEYS_EACH][16];
+#pragma unroll
+                for (uint j = 0; j < 16; j++)
+#pragma unroll
+                    for (uint k = 0; k < KEYS_EACH; k++) lanes_of[k][j] = 0;
+#pragma unroll 2
+                for (uint i = 0; i < d / 8; i += 2) {
+#pragma unroll
+                    for (uint side = 0; side < 2; side++) {
+                        const uint4 x = row[i + side];
+                        float v[8];
+                        v[0] = half_of(x.x & 0xffff); v[1] = half_of(x.x >> 16); v[2] = half_of(x.y & 0xffff); v[3] = half_of(x.y >> 16);
+                        v[4] = half_of(x.z & 0xffff); v[5] = half_of(x.z >> 16); v[6] = half_of(x.w & 0xffff); v[7] = half_of(x.w >> 16);
+#pragma unroll
+                        for (uint k = 0; k < KEYS_EACH; k++) {
+                            local const float4 *y = (local const float4 *)(q + (query + k) * d) + 2 * (i + side);
+                            const float4 low = y[0], high = y[1];
+                            float *sum = lanes_of[k] + side * 8;
+                            sum[0] = fma(low.x, v[0], sum[0]); sum[1] = fma(low.y, v[1], sum[1]);
+                            sum[2] = fma(low.z, v[2], sum[2]); sum[3] = fma(low.w, v[3], sum[3]);
+                            sum[4] = fma(high.x, v[4], sum[4]); sum[5] = fma(high.y, v[5], sum[5]);
+                            sum[6] = fma(high.z, v[6], sum[6]); sum[7] = fma(high.w, v[7], sum[7]);
+                        }
+                    }
+                }
+#pragma unroll
+                for (uint k = 0; k < KEYS_EACH; k++) {
+                    const float *lanes = lanes_of[k];
+                    scores[(query + k) * SPAN + from - at + key] = FOLD16(V) * as_float(P[A_SCALE]);
+                }
+                LOCAL_BARRIER;
+            }
+            // A team has a query. Earlier tokens may have no more positions.
+            const uint own = END_OF(c->team);
+            if (own > at) softmax(c, scores + c->team * SPAN, min(own - at, (uint)SPAN), m + c->team, l + c->team, correct + c->team, own <= SPAN);
+            LOCAL_BARRIER;
+#pragma unroll
+            for (uint k = 0; k < OUT_EACH; k++)
+                if (at > 0 && END_OF(out_query + k) > at) sums[k] *= correct[out_query + k];
+            ROLLED for (uint from = at; from < end; from += STEP) {
+                put_rows(c, &coming, rows);
+                if (from + STEP < end) load_rows(c, &coming, head, from + STEP, end, true);
+                else load_rows(c, &coming, head, end, all, false);
+                local const uint *v = (local const uint *)rows + e / 2;
+                local const float *s = scores + out_query * SPAN + from - at;
+                const uint some = min(end - from, (uint)STEP);
+                // The first query of a work-item has the fewest positions.
+                const uint own = END_OF(out_query), common = own > from ? min(own - from, some) : 0;
+                uint j = 0;
+#define TWO_OF(j) const uint two = v[(j) * 4 * TILE_ROW(d)]; const float x0 = half_of(two & 0xffff), x1 = half_of(two >> 16);
+#define ADD_UP(k, w) { sums[k].x = fma(w, x0, sums[k].x); sums[k].y = fma(w, x1, sums[k].y); }
+                ROLLED for (; j + 4 <= common; j += 4) {
+                    float4 w[OUT_EACH];
+#pragma unroll
+                    for (uint k = 0; k < OUT_EACH; k++) w[k] = *(local const float4 *)(s + k * SPAN + j);
+#pragma unroll
+                    for (uint i = 0; i < 4; i++) {
+                        TWO_OF(j + i)
+#pragma unroll
+                        for (uint k = 0; k < OUT_EACH; k++) ADD_UP(k, i == 0 ? w[k].x : i == 1 ? w[k].y : i == 2 ? w[k].z : w[k].w)
+                    }
+                }
+                ROLLED for (; j < some; j++) {
+                    TWO_OF(j)
+#pragma unroll
+                    for (uint k = 0; k < OUT_EACH; k++) if (from + j < END_OF(out_query + k)) ADD_UP(k, s[k * SPAN + j])
+                }
+#undef TWO_OF
+#undef ADD_UP
+                LOCAL_BARRIER;
+            }
+        }
+#pragma unroll
+        for (uint k = 0; k < OUT_EACH; k++) {
+            const uint h = out_query + k;
+            if (t0 + h / tile > last || h % tile >= n || h >= tokens * tile) continue;
+            global float *out = FLOATS(c, P[A_OUT], (ulong)TOKEN_OF(h) * P[A_OUT_STRIDE] + P[A_OUT_AT] + HEAD_OF(h) * d + e);
+            out[0] = END_OF(h) <= SPAN ? sums[k].x : sums[k].x / l[h];
+            out[1] = END_OF(h) <= SPAN ? sums[k].y : sums[k].y / l[h];
+        }
+        LOCAL_BARRIER;
+    }
+#undef TOKEN_OF
+#undef END_OF
+#undef HEAD_OF
+}
+#else
+#define MANY_TOKENS 0
+#endif
 
 #if SINGLE && PTX && KV_KIND == 1 && HEAD_DIM % 32 == 0 && HEAD_DIM <= 256
 // The same for a token of which every work-group has one head: keys and values are asked for before the queries are there, two

@@ -65,6 +65,9 @@ static void matmul(const Ctx *c) {
     units_one(c, x, stride);
 #else
     if (count_tokens(c) == 1) units_one(c, x, stride);
+#if TILES
+    else if (P[FLAGS] & TILES) matmul_tiles(c, x, stride);
+#endif
     else units_many(c, x, stride);
 #endif
 }
@@ -224,6 +227,8 @@ static void run_phase(const Ctx *c) {
         case MATMUL: matmul(c); break;
 #if HEAD_TOKEN
         case ATTEND: if (c->P[TILE] == 1 && c->P[KV_TILE] != 0) attend_head(c); else attend(c); break;
+#elif MANY_TOKENS
+        case ATTEND: if (c->P[MANY] && (c->P[WINDOW] == 0 || c->pos0 + c->n <= c->P[WINDOW])) attend_many(c); else attend(c); break;
 #else
         case ATTEND: attend(c); break;
 #endif
