@@ -6,8 +6,8 @@
 //! ternary, and may have one a block. At the end the column's scale and the tensor's are multiplied in.
 //!
 //! Three bodies share that result. Up to three columns, each by itself: a row is one pass over its bytes that hopes for a
-//! single run, and goes again by runs where it was wrong. More columns, and registers enough: a tile of rows is unpacked
-//! for all of them ([`super::tile`]). Else by runs, a row's codes unpacked once for some columns.
+//! single run, and goes again by runs where it was wrong. More columns: a tile of rows is unpacked for all of them
+//! ([`super::tile`]). Where a row of the tile has several runs: by runs, a row's codes unpacked once for some columns.
 //!
 //! **Float activations: additions and subtractions only.** f32 values are added to or subtracted from 32 f64
 //! lanes (lane e % 32 takes element e), so nothing is lost to cancellation; one multiplication per run applies
