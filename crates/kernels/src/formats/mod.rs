@@ -210,18 +210,20 @@ unsafe fn float_rows<T: FloatRow, S: Bytes>(call: &mut Call<'_, '_>) {
     });
 }
 
-/// The entry points of a generic body, by `Isa`.
+/// The entry points of a generic body, by `Isa`. Never inlined, so that room on the stack is taken by the body that uses it alone.
 macro_rules! entry_points {
     ($name:ident, $bound:ident, $scalar:ident, $generic:ident) => {
         pub(crate) const fn $name<T: $bound>() -> [Kernel; Isa::ALL.len()] {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma,f16c")]
+                #[inline(never)]
                 unsafe fn avx2<T: $bound>(call: &mut Call<'_, '_>) {
                     // SAFETY: the features are enabled here; the rest is the caller's promise.
                     unsafe { $generic::<T, Avx2>(call) }
                 }
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+                #[inline(never)]
                 unsafe fn avx512<T: $bound>(call: &mut Call<'_, '_>) {
                     // SAFETY: the features are enabled here; the rest is the caller's promise.
                     unsafe { $generic::<T, Avx512>(call) }
@@ -235,9 +237,10 @@ macro_rules! entry_points {
     };
 }
 
-use ternary::{Ternary, ternary_rows};
+use ternary::{Ternary, many_columns, ternary_rows};
 entry_points!(int8_kernels, Int8Row, int8_scalar, int8_rows);
 entry_points!(ternary_kernels, Ternary, int8_scalar, ternary_rows);
+entry_points!(many_columns_kernels, Ternary, int8_scalar, many_columns);
 entry_points!(float_kernels, FloatRow, float_scalar, float_rows);
 
 impl Format {

@@ -18,7 +18,10 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
-use super::{AHEAD, Blocks, Column, FloatRow, Int8Row, int8_rows, row_bytes, ternary_kernels, tile};
+use super::{
+    AHEAD, Blocks, Column, FloatRow, Int8Row, int8_rows, many_columns_kernels, row_bytes, ternary_kernels,
+    tile,
+};
 use crate::acts::{Acts, Grain};
 use crate::format::{Call, Format, Kernel};
 use crate::isa::Isa;
@@ -353,15 +356,26 @@ pub(super) unsafe fn ternary_rows<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>)
     // SAFETY: the caller's promises, passed on.
     unsafe {
         match call.acts.n() {
-            n if n >= tile::COLUMNS && tile::multiply::<T, S>(call) => {}
             // Each column for itself is faster than rows that are unpacked once for two or three.
-            n if n < 4 => {
+            n if n < tile::COLUMNS => {
                 // Not a closure: one that is not inlined is compiled without the instruction set.
                 for c in 0..n {
                     one_column::<T, S>(call, c);
                 }
             }
-            _ => int8_rows::<T, S>(call),
+            // A call of its own: a frame with room for tiles costs a single column of a small matrix a tenth of its time.
+            _ => many_columns_kernels::<T>()[S::ISA as usize](call),
+        }
+    }
+}
+
+/// The entry point for so many columns that a tile pays.
+#[inline(always)]
+pub(super) unsafe fn many_columns<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) {
+    // SAFETY: the caller's promises, passed on.
+    unsafe {
+        if !tile::multiply::<T, S>(call) {
+            int8_rows::<T, S>(call);
         }
     }
 }
@@ -373,10 +387,15 @@ const fn with_tiles<T: Ternary>() -> [Kernel; Isa::ALL.len()] {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-        unsafe fn amx<T: Ternary>(call: &mut Call<'_, '_>) {
+        #[inline(never)]
+        unsafe fn tiles<T: Ternary>(call: &mut Call<'_, '_>) -> bool {
             // SAFETY: the features are enabled here; the rest is the caller's promise.
+            unsafe { amx::multiply::<T>(call) }
+        }
+        unsafe fn amx<T: Ternary>(call: &mut Call<'_, '_>) {
+            // SAFETY: the caller's promises, passed on.
             unsafe {
-                if call.acts.n() < super::TILES_FROM || !amx::multiply::<T>(call) {
+                if call.acts.n() < super::TILES_FROM || !tiles::<T>(call) {
                     ternary_kernels::<T>()[Isa::Avx512 as usize](call);
                 }
             }

@@ -5,6 +5,7 @@
 #![allow(clippy::undocumented_unsafe_blocks, clippy::wildcard_imports)]
 
 use super::{Bytes, Lanes};
+use crate::isa::Isa;
 use std::arch::x86_64::*;
 
 /// AVX2 vectors: lanes 0..8 and 8..16.
@@ -386,6 +387,7 @@ impl Lanes for Avx2 {
 
 impl Bytes for Avx2 {
     type V = (__m256i, __m256i);
+    const ISA: Isa = Isa::Avx2;
     const REGISTERS: usize = 16;
 
     #[inline(always)]

@@ -5,6 +5,7 @@
 #![allow(clippy::undocumented_unsafe_blocks, clippy::wildcard_imports)]
 
 use super::{Bytes, Lanes};
+use crate::isa::Isa;
 use std::arch::x86_64::*;
 
 /// AVX-512 vectors: one zmm register each.
@@ -182,6 +183,7 @@ impl Lanes for Avx512 {
 
 impl Bytes for Avx512 {
     type V = __m512i;
+    const ISA: Isa = Isa::Avx512;
     const REGISTERS: usize = 32;
 
     #[inline(always)]

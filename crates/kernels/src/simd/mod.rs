@@ -23,6 +23,8 @@ pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
 
+use crate::isa::Isa;
+
 /// 16 f32 lanes and 8 f64 lanes.
 ///
 /// # Safety
@@ -103,6 +105,8 @@ pub(crate) const CARRY: usize = 32;
 pub(crate) trait Bytes: Lanes {
     /// 64 bytes.
     type V: Copy;
+    /// The instruction set.
+    const ISA: Isa;
     /// Vector registers there are.
     const REGISTERS: usize;
 
