@@ -44,6 +44,11 @@ impl DeviceArena {
         self.compute.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The queue of copies, for reading what a step has left while the next one computes.
+    pub fn copies(&self) -> &Queue {
+        &self.copy
+    }
+
     /// Writes to a region that no launch reads yet. Not by the queue that computes: whoever holds that may want the memory, which
     /// whoever calls this may hold.
     pub fn write(&self, line: u32, bytes: &[u8]) -> Result<(), DeviceError> {

@@ -8,13 +8,12 @@ use super::formats::{FLOAT, Stored, grain_code};
 use super::gpu::Gpu;
 use super::layout::each_best;
 use super::model::DeviceModel;
-use super::phase::{Do, NONE, PRODUCT, Phase, Place, product, word};
+use super::phase::{Do, NONE, PRODUCT, Phase, Place, WORDS, product, word};
 use crate::kv::{KvLayout, PAGE};
 use crate::model::Architecture;
 use crate::model::op::{MatrixId, Op, Product, Slot, VectorId, View};
 use crate::weights::WeightTable;
 use nexaquant_kernels::{Activation, Grain, KvType, Layout, Pairing};
-use nexaquant_opencl::Kind;
 
 /// Flags of a phase: local memory has room for its input; the input is in the order of planes ([`Stored::has_planes`]).
 const STAGED: u32 = 8;
@@ -24,9 +23,6 @@ pub(super) const PLANES: u32 = 16;
 pub(super) const AS_WORDS: u32 = 32;
 /// Rows of a tile.
 pub(super) const TILE_ROWS: usize = 32;
-/// Values that it takes at most where they are normalized, and the work-groups it is written for.
-const MOST_NORMED: usize = 8192;
-const WORDS_GROUP: usize = 256;
 /// Positions that attention walks over at a time; `SPAN` of `cl/attention.cl`.
 pub(super) const SPAN: usize = 512;
 
@@ -77,6 +73,17 @@ pub(super) struct Plan<'a> {
     pub local: usize,
 }
 
+/// What steps a table is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Steps {
+    /// Of one token.
+    One,
+    /// The same where attention is cut into pieces, which are joined then.
+    Pieces,
+    /// Of several tokens.
+    Many,
+}
+
 /// A table of phases and where its parts end.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Table {
@@ -88,6 +95,8 @@ pub(super) struct Table {
     pub head: usize,
     /// Bytes of local memory that some phase needs.
     pub local: usize,
+    /// Words of the phases that the compiler knows.
+    pub known: Vec<[u32; WORDS]>,
 }
 
 /// Bytes of a quantized input on the device: values, sums of 16, scales and sums of their groups, in the order of the
@@ -108,9 +117,12 @@ pub(super) fn tile(gpu: &Gpu, arch: &Architecture, layer: usize, single: bool) -
     (h.heads / h.layers[layer].kv_heads).min((1024 / h.head_dim).clamp(1, 8))
 }
 
-/// Compiles the whole graph, for steps of one token (`single`) or of several.
-pub(super) fn compile(plan: &Plan<'_>, single: bool) -> Table {
-    let mut c = Compiler { plan, single, table: Table::default(), part: 0, norm: None, head: false };
+/// Compiles the whole graph.
+pub(super) fn compile(plan: &Plan<'_>, steps: Steps) -> Table {
+    let single = steps != Steps::Many;
+    let pieces = steps == Steps::Pieces;
+    let table = Table::default();
+    let mut c = Compiler { plan, single, pieces, table, part: 0, norm: None, head: false, busy: 0 };
     for (i, part) in plan.device.parts.iter().enumerate() {
         if !c.head && part.name.starts_with("head") {
             c.table.body = c.table.phases.len();
@@ -125,17 +137,20 @@ pub(super) fn compile(plan: &Plan<'_>, single: bool) -> Table {
     c.table
 }
 
-struct Compiler<'a> {
-    plan: &'a Plan<'a>,
-    single: bool,
-    table: Table,
+pub(super) struct Compiler<'a> {
+    pub(super) plan: &'a Plan<'a>,
+    pub(super) single: bool,
+    pieces: bool,
+    pub(super) table: Table,
     /// The part at hand.
     part: usize,
     /// What was normalized last, with what weights, and to where: the products of that take it along, and where they were
     /// cut between parts, each part's do.
     norm: Option<(View, VectorId, View)>,
     /// In the head, which runs for some tokens only.
-    head: bool,
+    pub(super) head: bool,
+    /// Work-groups that the phase before gives more to do than others.
+    pub(super) busy: usize,
 }
 
 /// What attention needs to know of the ops before it.
@@ -156,6 +171,7 @@ impl Compiler<'_> {
         self.plan.vectors[id.0]
     }
     fn push(&mut self, phase: Phase, local: usize) {
+        self.busy = 0;
         self.table.local = self.table.local.max(local);
         self.table.phases.push(phase);
     }
@@ -283,12 +299,41 @@ impl Compiler<'_> {
                 let planes = some.iter().all(|p| of(p).stored.has_planes());
                 let as_words = !self.head
                     && some.iter().all(|p| of(p).stored.is_words() && of(p).code() == of(some[0]).code());
-                let phase = self.input(input, norm, grain, planes, as_words);
                 let glu = glu.filter(|_| pair);
-                self.product(phase, some, glu);
+                let known = match grain {
+                    _ if !self.single => None,
+                    Some(grain) if as_words => self.known_words(input, norm, grain, some, glu, planes),
+                    Some(grain) if self.head => self.known_logits(input, norm, grain, some),
+                    _ => None,
+                };
+                if let Some((phase, local)) = known {
+                    self.push(phase, local);
+                    continue;
+                }
+                let phase = self.input(input, norm, grain, planes, as_words);
+                let phase = self.product(phase, some, glu);
+                self.push(phase, 0);
             }
         }
         pair
+    }
+
+    /// A phase that takes `width` values from `from`.
+    pub(super) fn read(&self, what: Do, from: View, width: usize, grain: Option<Grain>, flags: u32) -> Phase {
+        Phase::new(what)
+            .set(word::FLAGS, flags)
+            .set(word::COLS, width as u32)
+            .set(word::GRAIN, grain_code(grain))
+            .place(word::IN, self.place(from))
+    }
+    /// The same, normalized first if asked for.
+    pub(super) fn normed(&self, phase: Phase, norm: Option<(View, VectorId)>) -> Phase {
+        match norm {
+            Some((_, weight)) => {
+                phase.set(word::NORM, self.vector(weight)).float(word::EPS, self.plan.arch.hparams.eps)
+            }
+            None => phase,
+        }
     }
 
     /// The head of a product's phase: its input, quantized by a phase of its own where that must be.
@@ -303,24 +348,14 @@ impl Compiler<'_> {
         let plan = self.plan;
         let from = norm.map_or(input, |(x, _)| x);
         let flags = u32::from(self.head) | if planes { PLANES } else { 0 };
-        let (from, to) = (self.place(from), self.place(input));
-        let weights = norm.map(|(_, weight)| self.vector(weight));
-        let read = |phase: Phase, from: Place| {
-            phase
-                .set(word::FLAGS, flags)
-                .set(word::COLS, input.width as u32)
-                .set(word::GRAIN, grain_code(grain))
-                .place(word::IN, from)
-        };
-        let normed = |phase: Phase| match weights {
-            Some(line) => phase.set(word::NORM, line).float(word::EPS, plan.arch.hparams.eps),
-            None => phase,
-        };
+        let read = |what, from| self.read(what, from, input.width, grain, flags);
+        let normed = |phase| self.normed(phase, norm);
         let Some(grain) = grain else {
-            let Some(_) = norm else { return read(Phase::new(Do::MatMul), to) };
-            let phase = normed(read(Phase::new(Do::Quantize), from)).place(PRODUCT + product::OUT, to);
+            let Some(_) = norm else { return read(Do::MatMul, input) };
+            let phase = normed(read(Do::Quantize, from)).place(PRODUCT + product::OUT, self.place(input));
+            let product = read(Do::MatMul, input);
             self.push(phase, 0);
-            return read(Phase::new(Do::MatMul), to);
+            return product;
         };
         let record = record_bytes(input.width, grain);
         let maxima = Layout { cols: input.width, grain }.padded() / 16 * 4;
@@ -331,29 +366,28 @@ impl Compiler<'_> {
             if all <= plan.local { (phase.set(word::FLAGS, flags | STAGED), all) } else { (phase, local) }
         };
         let shape = &plan.gpu.shape;
-        let fit = shape.kind == Kind::Ptx && shape.group == WORDS_GROUP && shape.lanes == 32;
         let tiles =
             !self.single && as_words && planes && shape.has_tiles() && input.width.is_multiple_of(256);
-        let fit = fit && (norm.is_none() || input.width <= MOST_NORMED) && from[1] % 4 == 0;
-        let local = input.width.next_multiple_of(512);
-        if self.single && as_words && fit && local <= plan.local {
-            self.table.local = self.table.local.max(local);
-            return normed(read(Phase::new(Do::MatVec), from)).set(word::FLAGS, flags | AS_WORDS);
-        }
         if self.single && record + maxima <= plan.local {
-            let product = words(normed(read(Phase::new(Do::MatVec), from)));
+            let product = words(normed(read(Do::MatVec, from)));
             let (product, local) = staged(product, record + maxima);
             self.table.local = self.table.local.max(local);
             return product;
         }
-        let (quantize, local) = staged(words(normed(read(Phase::new(Do::Quantize), from))), maxima);
-        let mut product = words(read(Phase::new(Do::MatMul), to));
+        let (quantize, local) = staged(words(normed(read(Do::Quantize, from))), maxima);
+        let mut product = words(read(Do::MatMul, input));
         product.0[word::FLAGS] |= if tiles { AS_WORDS } else { 0 };
         self.push(quantize, local);
         product
     }
 
-    fn product(&mut self, phase: Phase, products: &[&Product], glu: Option<(View, View, View, Activation)>) {
+    /// The same phase with its products.
+    pub(super) fn product(
+        &self,
+        phase: Phase,
+        products: &[&Product],
+        glu: Option<(View, View, View, Activation)>,
+    ) -> Phase {
         let plan = self.plan;
         let rows = plan.gpu.shape.rows;
         let of: Vec<_> = products.iter().map(|p| (p.matrix, p.first, p.out.width)).collect();
@@ -368,7 +402,8 @@ impl Compiler<'_> {
             Some((gate, ..)) => gate.width.div_ceil(each[0]),
             None => products.iter().map(|p| p.out.width.div_ceil(each[1])).sum(),
         };
-        phase = phase.set(word::UNITS, units as u32).set(word::EACH_GROUP, (units / plan.gpu.groups) as u32);
+        let each_group = (units / (plan.gpu.groups - self.busy)) as u32;
+        phase = phase.set(word::UNITS, units as u32).set(word::EACH_GROUP, each_group);
         for (k, p) in products.iter().enumerate() {
             phase = phase.place(PRODUCT * (k + 1) + product::OUT, self.place(p.out));
             if let Some(scale) = p.scale {
@@ -392,7 +427,7 @@ impl Compiler<'_> {
         if self.head {
             phase = phase.float(word::SOFTCAP, plan.arch.hparams.logit_softcap.unwrap_or(0.0));
         }
-        self.push(phase, 0);
+        phase
     }
 
     fn attention(
@@ -466,9 +501,15 @@ impl Compiler<'_> {
         if !self.single {
             self.push(rope, fresh);
         }
+        // One head a work-group, and all of it in local memory at once.
+        let by_heads = tile == 1 && rows >= 16 && d.is_multiple_of(32) && d <= 256;
+        let attend = if by_heads { self.known(attend.clone()).unwrap_or(attend) } else { attend };
         self.push(attend, room);
-        if self.single {
+        if self.pieces {
             self.push(combine, 0);
+        }
+        if by_heads && 2 * h.heads <= plan.gpu.groups {
+            self.busy = h.heads;
         }
     }
 

@@ -1,7 +1,6 @@
 //! An open device: how work is cut for it, and how a table of phases is run.
 
 use super::formats::FLOAT;
-use super::phase::Do;
 use super::source::{Shape, Traits, program};
 use nexaquant_opencl::{Arg, Buffer, Cache, Device, Done, Error, Found, Kernel, Kind, Queue, Rates};
 use std::sync::Arc;
@@ -144,11 +143,10 @@ pub(super) struct Numbers {
 }
 
 impl Runner<'_> {
-    /// Queues phases `range` of the table, to begin after `after`, and returns their end; `kinds` are theirs.
+    /// Queues phases `range` of the table, to begin after `after`, and returns their end.
     pub fn run(
         &self,
         range: std::ops::Range<usize>,
-        kinds: &[u32],
         n: Numbers,
         after: &[&Done],
     ) -> Result<Option<Done>, Error> {
@@ -159,12 +157,10 @@ impl Runner<'_> {
             return self.launch(range.start, range.end, n, after).map(Some);
         }
         let mut last = None;
-        for (i, kind) in range.clone().zip(&kinds[range]) {
-            if *kind != Do::Combine as u32 || n.splits > 1 {
-                // The queue is in order: what the first one waits for, all do.
-                let after = if last.is_none() { after } else { &[] };
-                last = Some(self.launch(i, i + 1, n, after)?);
-            }
+        for i in range {
+            // The queue is in order: what the first one waits for, all do.
+            let after = if last.is_none() { after } else { &[] };
+            last = Some(self.launch(i, i + 1, n, after)?);
         }
         Ok(last)
     }

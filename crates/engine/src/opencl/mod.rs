@@ -7,7 +7,8 @@
 //! | `phase.rs`, `compile.rs` | op lists as a table of phases, with what can be joined joined |
 //! | `gpu.rs` | an open device: how its work is cut, and how a table is run on it |
 //! | `model.rs` | a model in the device's form, part by part |
-//! | `layout.rs`, `session.rs` | one sequence in a device's memory: its buffers, and its steps |
+//! | `known.rs` | the phases whose words the program is compiled for |
+//! | `layout.rs`, `tables.rs`, `session.rs` | one sequence in a device's memory: its buffers, its tables, and its steps |
 //! | `placement.rs` | which layers a device has, and which the CPU |
 //!
 //! A *phase* is what all work-groups do before they meet. Where they can meet on the device (an NVIDIA GPU, one work-group
@@ -16,12 +17,14 @@
 mod compile;
 mod formats;
 mod gpu;
+mod known;
 mod layout;
 mod model;
 mod phase;
 mod placement;
 mod session;
 mod source;
+mod tables;
 #[cfg(test)]
 mod tests;
 

@@ -7,6 +7,7 @@ use super::compile::OnDevice;
 use super::formats::{Stored, grain_code};
 use super::gpu::Gpu;
 use super::source::Traits;
+use super::tables::known;
 use crate::loader::Model;
 use crate::m3::Part;
 use crate::model::op::{MatrixId, VectorId};
@@ -140,6 +141,8 @@ impl DeviceModel {
             grains: grains.fold(0, |all, grain| all | 1 << grain_code(Some(grain))),
             kv: kv_code(kv),
             head_dim: self.model.architecture().hparams.head_dim,
+            known: if single { known(&self.gpu, self, kv) } else { Vec::new() },
+            groups: self.gpu.groups,
         };
         let kernel = Arc::new(Mutex::new(self.gpu.kernel(&traits, single)?));
         kernels.insert((kv_code(kv), single), Arc::clone(&kernel));

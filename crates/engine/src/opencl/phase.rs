@@ -30,6 +30,7 @@ pub(super) enum Do {
 
 /// Places of a phase's words.
 pub(super) mod word {
+    pub const KIND: usize = 0;
     pub const FLAGS: usize = 1;
     pub const COLS: usize = 2;
     pub const GRAIN: usize = 3;
@@ -40,6 +41,7 @@ pub(super) mod word {
     pub const NPROD: usize = 9;
     pub const UNITS: usize = 10;
     pub const REC: usize = 11;
+    pub const BUSY: usize = 11;
     pub const REC_STRIDE: usize = 12;
     pub const ACTIVATION: usize = 13;
     pub const SOFTCAP: usize = 14;

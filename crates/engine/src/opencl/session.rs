@@ -1,11 +1,12 @@
 //! One sequence on a device: its cache and the buffers of its steps in a memory there, and its steps.
 
-use super::compile::{Plan, SPAN, Table, compile};
+use super::compile::{SPAN, Steps, Table};
 use super::gpu::{Gpu, Numbers, Runner};
 use super::layout::{Layout, MOST_BEST, Sizes};
 use super::model::DeviceModel;
 use super::phase::{NONE, Phase, WORDS};
 use super::placement::Share;
+use super::tables::{beside, kinds, plan, put_angles};
 use crate::kv::{KvLayout, PAGE};
 use crate::loader::Model;
 use crate::m3::{DeviceArena, Handle, Memory, MemoryError, Placed, Region, Stopped, Tenancy, whole};
@@ -25,11 +26,18 @@ struct Scratch {
     tables: Vec<Ready>,
 }
 
+/// A step that was begun before anybody asked for it: after the likeliest token, at that token's position.
+struct Ahead {
+    pos: usize,
+    token: u32,
+    done: Arc<Done>,
+}
+
 /// A table on the device.
 struct Ready {
+    kind: Steps,
     table: Table,
     line: u32,
-    kinds: Vec<u32>,
 }
 
 /// One sequence on a device.
@@ -45,6 +53,7 @@ pub(crate) struct DeviceSession {
     held: Vec<Lease<Handle>>,
     pages: Vec<Region>,
     scratch: Option<Scratch>,
+    ahead: Option<Ahead>,
     logits: Vec<f32>,
     /// Bytes on their way.
     raw: Vec<u8>,
@@ -93,21 +102,6 @@ impl From<MemoryError> for OpenError {
             error => OpenError::Memory(Box::new(error)),
         }
     }
-}
-
-/// What a session takes of a device beside the model, where all of that stays.
-fn beside(gpu: &Gpu, device: &DeviceModel, kv: &KvLayout, ropes: &[RopeTable], sizes: Sizes) -> u64 {
-    let layout = Layout::new(gpu, &device.model, ropes, sizes, false);
-    // A page has a place even if the device has no layer but the head.
-    let pages = sizes.context.div_ceil(PAGE) * kv.page_bytes().next_multiple_of(256).max(256);
-    let angles: usize = ropes.iter().map(|t| angles_bytes(t, sizes.context)).sum();
-    // Their number does not depend on where they lie.
-    let tables: usize = [true, false]
-        .into_iter()
-        .map(|single| plan(gpu, device, kv, &layout, &vec![0; ropes.len()], single).phases.len())
-        .map(|phases| (phases * WORDS * 4).next_multiple_of(256))
-        .sum();
-    (layout.bytes + tables + pages + angles) as u64
 }
 
 impl DeviceSession {
@@ -192,6 +186,7 @@ impl DeviceSession {
             held: Vec::new(),
             pages: Vec::new(),
             scratch: None,
+            ahead: None,
             logits: vec![0.0; sizes.outputs * vocab],
             raw: Vec::new(),
             rows: Vec::new(),
@@ -283,10 +278,10 @@ impl DeviceSession {
     fn place(&self, sizes: Sizes) -> Result<Scratch, Stopped> {
         let (gpu, device) = (&self.arena.gpu, &*self.device);
         let layout = Layout::new(gpu, &device.model, &self.ropes, sizes, self.angles.is_none());
-        let kinds: &[bool] = if sizes.batch == 1 { &[true] } else { &[true, false] };
+        let kinds = kinds(sizes, layout.max_splits);
         let compiled = |layout: &Layout| -> Vec<Table> {
             let angles = self.angles.as_ref().map_or(&layout.angles, |(_, lines)| lines);
-            kinds.iter().map(|single| plan(gpu, device, &self.kv, layout, angles, *single)).collect()
+            kinds.iter().map(|kind| plan(gpu, device, &self.kv, layout, angles, *kind)).collect()
         };
         let bytes = |table: &Table| (table.phases.len() * WORDS * 4).next_multiple_of(256);
         let tables: usize = compiled(&layout).iter().map(bytes).sum();
@@ -296,12 +291,11 @@ impl DeviceSession {
         let mut line = region.line + (layout.bytes / 16) as u32;
         let mut all = Vec::new();
         let mut tables = Vec::new();
-        for table in compiled(&layout) {
-            let kinds = table.phases.iter().map(Phase::kind).collect();
+        for (&kind, table) in kinds.iter().zip(compiled(&layout)) {
             all.extend(Phase::bytes(&table.phases));
             all.resize(all.len().next_multiple_of(256), 0);
             let next = line + (bytes(&table) / 16) as u32;
-            tables.push(Ready { table, line, kinds });
+            tables.push(Ready { kind, table, line });
             line = next;
         }
         let at = region.line as usize * 16 + layout.bytes;
@@ -327,10 +321,36 @@ impl DeviceSession {
         self.raw = raw;
     }
 
-    /// One step; the likeliest token after its last one, and nothing else comes back.
+    /// One step; the likeliest token after its last one, and nothing else comes back. Where all stays on the device the next
+    /// step begins at once, with that token: whoever wants another asks for another, and nothing is lost.
     pub fn step_greedy(&mut self, tokens: &[u32], pos: usize) -> Result<u32, EvalError> {
         let mut word = [0; 4];
-        self.run(tokens, pos, &(tokens.len() - 1..tokens.len()), Wanted::Largest, &mut word)?;
+        let last = tokens.len() - 1;
+        let gpu = &self.arena.gpu;
+        if self.tenancy.is_whole() && self.device.table.is_some() && gpu.persistent && gpu.groups > 1 {
+            let begun = self.ahead.take().filter(|ahead| tokens == [ahead.token] && pos == ahead.pos);
+            let next = self.guarded(|this, queue| {
+                let done = match begun {
+                    Some(ahead) => Some(ahead.done),
+                    None => this.begin(queue, tokens, pos, &(last..last + 1), Wanted::Largest)?.0,
+                };
+                let next = if pos + last + 1 < this.sizes.context {
+                    this.begin(queue, &[NONE], pos + last + 1, &(0..1), Wanted::Largest)?.0
+                } else {
+                    None
+                };
+                let line = this.scratch.as_ref().map_or(0, |scratch| scratch.layout.tokens);
+                let after = done.as_deref().map_or([].as_slice(), |done| std::slice::from_ref(done));
+                let after: Vec<&Done> = after.iter().collect();
+                let arena = &this.arena;
+                fetch(arena, arena.copies(), token_at(line, pos + last), &mut word, &after)?;
+                Ok(next)
+            })?;
+            let (pos, token) = (pos + last + 1, u32::from_le_bytes(word));
+            self.ahead = next.map(|done| Ahead { pos, token, done });
+        } else {
+            self.run(tokens, pos, &(last..last + 1), Wanted::Largest, &mut word)?;
+        }
         match u32::from_le_bytes(word) {
             NONE => {
                 let name = "the logits are no numbers; the model file is damaged".to_owned();
@@ -373,17 +393,32 @@ impl DeviceSession {
         what: Wanted,
         to: &mut [u8],
     ) -> Result<(), EvalError> {
-        let done = self.ready(tokens.len(), outputs.len(), pos + tokens.len());
-        let done = done.and_then(|()| {
-            let arena = Arc::clone(&self.arena);
-            let queue = arena.compute();
-            let done = self.queued(&queue, tokens, pos, outputs, what, to);
-            if done.is_err() {
-                arena.settle(&queue);
-            }
-            self.tenancy.tell();
-            done
-        });
+        self.ahead = None;
+        let ready = self.ready(tokens.len(), outputs.len(), pos + tokens.len());
+        self.guarded(|this, queue| {
+            ready?;
+            let (last, from) = this.begin(queue, tokens, pos, outputs, what)?;
+            let to = if outputs.is_empty() { &mut [] } else { to };
+            fetch(&this.arena, queue, from, to, &[])?;
+            // A copy that failed shows up here: what waited for it was not run.
+            last.map_or(Ok(true), |last| last.is_over())?;
+            Ok(())
+        })
+    }
+
+    /// Does something with the queue that computes. If that fails, waits for what is under way and forgets what cannot be relied on.
+    fn guarded<R>(
+        &mut self,
+        step: impl FnOnce(&mut Self, &Queue) -> Result<R, Stopped>,
+    ) -> Result<R, EvalError> {
+        let arena = Arc::clone(&self.arena);
+        let queue = arena.compute();
+        let done = step(self, &queue);
+        if done.is_err() {
+            arena.settle(&queue);
+        }
+        drop(queue);
+        self.tenancy.tell();
         done.map_err(|stopped| {
             if !self.tenancy.is_whole() {
                 self.tenancy.forget();
@@ -395,29 +430,36 @@ impl DeviceSession {
         })
     }
 
-    fn queued(
+    /// Begins a step: its last command, and the line where its results will be. A token of `NONE` is the one that the step before chooses.
+    fn begin(
         &mut self,
         queue: &Queue,
         tokens: &[u32],
         pos: usize,
         outputs: &Range<usize>,
         what: Wanted,
-        to: &mut [u8],
-    ) -> Result<(), Stopped> {
+    ) -> Result<(Option<Arc<Done>>, usize), Stopped> {
         self.write_inputs(queue, tokens, pos)?;
         let (arena, device) = (&self.arena, &self.device);
         let Some(scratch) = &self.scratch else { unreachable!("made by `ready`") };
         let single = tokens.len() == 1;
-        let Some(Ready { table, line, kinds }) = scratch.tables.get(usize::from(!single)) else {
+        let splits = if single { (pos + 1).div_ceil(SPAN).clamp(1, scratch.layout.max_splits) } else { 1 };
+        let kind = if !single {
+            Steps::Many
+        } else if splits > 1 {
+            Steps::Pieces
+        } else {
+            Steps::One
+        };
+        let Some(Ready { table, line, .. }) = scratch.tables.iter().find(|ready| ready.kind == kind) else {
             unreachable!("made by `ready`")
         };
-        let splits = (pos + 1).div_ceil(SPAN).clamp(1, scratch.layout.max_splits);
         let numbers = Numbers {
             pos: pos as u32,
             tokens: tokens.len() as u32,
             token: if single { tokens[0] } else { NONE },
             outputs: (outputs.start as u32, outputs.len() as u32),
-            splits: if single { splits as u32 } else { 1 },
+            splits: splits as u32,
             best: if let Wanted::Best(k) = what { k as u32 } else { 0 },
         };
         let kernel = device.kernel(self.kv.ty, single)?;
@@ -444,29 +486,24 @@ impl DeviceSession {
             let launch = |parts: Range<usize>, after: &[&Done]| {
                 let last = head && parts.end == table.ends.len();
                 let end = if last { end } else { table.ends[parts.end - 1] };
-                let done = runner.run(start(parts.start)..end, kinds, numbers, after)?;
+                let done = runner.run(start(parts.start)..end, numbers, after)?;
                 // Copies wait for it.
                 queue.flush()?;
                 Ok(done)
             };
             self.tenancy.launch(head, launch)?
         } else {
-            runner.run(0..end, kinds, numbers, &[])?.map(Arc::new)
+            let done = runner.run(0..end, numbers, &[])?.map(Arc::new);
+            queue.flush()?;
+            done
         };
         let layout = &scratch.layout;
         let from = match what {
-            Wanted::All => layout.slots[Slot::Logits as usize].0,
-            Wanted::Largest => layout.tokens,
-            Wanted::Best(_) => layout.best,
+            Wanted::All => layout.slots[Slot::Logits as usize].0 as usize * 16,
+            Wanted::Largest => token_at(layout.tokens, pos + tokens.len() - 1),
+            Wanted::Best(_) => layout.best as usize * 16,
         };
-        if head {
-            fetch(arena, queue, from, to)?;
-        } else {
-            fetch(arena, queue, 0, &mut [])?;
-        }
-        // A copy that failed shows up here: what waited for it was not run.
-        last.map_or(Ok(true), |last| last.is_over())?;
-        Ok(())
+        Ok((last, from))
     }
 
     /// Tokens, or the embedding's rows and the angles of their positions.
@@ -510,10 +547,14 @@ impl DeviceSession {
     }
 }
 
-/// Waits for the step's end and takes what lies at `line`. An error if work-groups waited in vain for each other, which
+/// Where the likeliest token after the one at `pos` is put: in turns in two places, so that one can be read while the next step runs.
+fn token_at(line: u32, pos: usize) -> usize {
+    line as usize * 16 + pos % 2 * 4
+}
+
+/// Waits for the step's end, or for `after`, and takes what lies at byte `at`. An error if work-groups waited in vain for each other, which
 /// only a device that does not run all of them at once can bring about.
-fn fetch(arena: &DeviceArena, queue: &Queue, line: u32, to: &mut [u8]) -> Result<(), Error> {
-    let at = line as usize * 16;
+fn fetch(arena: &DeviceArena, queue: &Queue, at: usize, to: &mut [u8], after: &[&Done]) -> Result<(), Error> {
     if !arena.gpu.persistent || arena.gpu.groups == 1 {
         return queue.read(&arena.buffer, at, to);
     }
@@ -521,60 +562,11 @@ fn fetch(arena: &DeviceArena, queue: &Queue, line: u32, to: &mut [u8]) -> Result
     if to.is_empty() {
         queue.read(&arena.sync, 8, &mut lost)?;
     } else {
-        queue.read_both((&arena.sync, 8, &mut lost), (&arena.buffer, at, to))?;
+        queue.read_both((&arena.sync, 8, &mut lost), (&arena.buffer, at, to), after)?;
     }
     if lost == [0; 4] {
         return Ok(());
     }
     let name = "work-groups did not meet; use --gpu-launches".to_owned();
     Err(Error::Call { call: "a step in one launch", name })
-}
-
-/// The table of phases of a session whose buffers lie at `layout`.
-fn plan(
-    gpu: &Gpu,
-    device: &DeviceModel,
-    kv: &KvLayout,
-    layout: &Layout,
-    ropes: &[u32],
-    single: bool,
-) -> Table {
-    let model = &device.model;
-    // `red`, three phases and the lines of pages of `cl/phases.cl`.
-    let fixed = (gpu.shape.rows * gpu.shape.group).max(1024) * 4 + 64 + 3 * 4 * WORDS + 4 * 128;
-    let none = vec![0; model.architecture().vectors.len()];
-    let plan = Plan {
-        gpu,
-        arch: model.architecture(),
-        weights: model.weights(),
-        device,
-        kv,
-        slots: layout.slots,
-        vectors: device.fixed.get().map_or(&none, |fixed| &fixed.vectors),
-        ropes,
-        step_angles: device.keep,
-        records: layout.records,
-        tokens: layout.tokens,
-        partial: layout.partial,
-        maxima: layout.maxima,
-        best: layout.best,
-        max_splits: layout.max_splits as u32,
-        local: (gpu.found().local as usize).saturating_sub(fixed),
-    };
-    compile(&plan, single)
-}
-
-fn angles_bytes(table: &RopeTable, positions: usize) -> usize {
-    (positions * 2 * table.frequencies.len() * 4).next_multiple_of(256)
-}
-
-/// Cos and sin of some positions, as the CPU has them.
-fn put_angles(to: &mut Vec<u8>, table: &RopeTable, positions: Range<usize>) {
-    for pos in positions {
-        let angle = |f: &f64| pos as f64 * f;
-        let cos = table.frequencies.iter().map(|f| (angle(f).cos() * table.magnitude) as f32);
-        to.extend(cos.flat_map(f32::to_le_bytes));
-        let sin = table.frequencies.iter().map(|f| (angle(f).sin() * table.magnitude) as f32);
-        to.extend(sin.flat_map(f32::to_le_bytes));
-    }
 }

@@ -1,6 +1,8 @@
 //! The program's text: the parts in `cl/`, and for every stored form that a model uses the products it needs.
 
+use super::compile::AS_WORDS;
 use super::formats::{FLOAT, STORED, Stored};
+use super::phase::{Do, WORDS, word};
 use nexaquant_opencl::Kind;
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -44,6 +46,9 @@ pub(super) struct Traits {
     /// Type of the cache's values, as the kernels number them, and values of a head.
     pub kv: u32,
     pub head_dim: usize,
+    /// Phases of one token whose words the compiler knows ([`Phase::known`]), and work-groups.
+    pub known: Vec<[u32; WORDS]>,
+    pub groups: usize,
 }
 
 /// Where the activations of a product are, how many columns at a time, and whether steps of one token need it, and others.
@@ -124,9 +129,42 @@ pub(super) fn program(shape: &Shape, traits: &Traits, single: bool) -> String {
     }
     text += "    }\n    return 16;\n}\n";
     text += include_str!("cl/attention.cl");
-    text += include_str!("cl/words.cl");
+    if single {
+        text += &known_phases(traits);
+    }
     text += include_str!("cl/tiles.cl");
     text += include_str!("cl/phases.cl");
+    text
+}
+
+/// A function for each phase of which the compiler knows the words, and where they are called.
+fn known_phases(traits: &Traits) -> String {
+    let mut text = String::new();
+    if traits.known.is_empty() {
+        return text;
+    }
+    let _ = writeln!(text, "#define GROUPS {}", traits.groups);
+    text += include_str!("cl/known.cl");
+    let mut cases = String::new();
+    for (i, words) in traits.known.iter().enumerate() {
+        let _ = writeln!(text, "#define NTH {i}");
+        for (at, word) in words.iter().enumerate() {
+            let _ = writeln!(text, "#define K_{at} {word}u");
+        }
+        text += if words[word::KIND] == Do::Attend as u32 {
+            include_str!("cl/attend_head.cl")
+        } else if words[word::FLAGS] & AS_WORDS != 0 {
+            include_str!("cl/words.cl")
+        } else {
+            include_str!("cl/logits.cl")
+        };
+        text += "#undef NTH\n";
+        for at in 0..WORDS {
+            let _ = writeln!(text, "#undef K_{at}");
+        }
+        let _ = write!(cases, " case {}: met = known_phase_{i}(c, &meeting); break;", i + 1);
+    }
+    let _ = writeln!(text, "#define KNOWN_PHASES{cases}");
     text
 }
 

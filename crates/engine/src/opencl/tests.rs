@@ -151,7 +151,11 @@ fn on_device(
     let kernel = &*kernels.entry((m.code(), n == 1)).or_insert_with(|| {
         let codes = BTreeSet::from([m.code()]);
         let grains = grain.map_or(0, |grain| 1 << grain_code(Some(grain)));
-        gpu.kernel(&Traits { codes, grains, kv: 1, head_dim: 64 }, n == 1).unwrap()
+        gpu.kernel(
+            &Traits { codes, grains, kv: 1, head_dim: 64, known: Vec::new(), groups: gpu.groups },
+            n == 1,
+        )
+        .unwrap()
     });
     let (queue, arena, sync) =
         (gpu.device.queue().unwrap(), gpu.device.buffer(end).unwrap(), gpu.device.buffer(64).unwrap());
@@ -161,10 +165,9 @@ fn on_device(
     let (table, lines) = (at[0] as u32, at[1] as u32);
     let runner =
         Runner { gpu, queue: &queue, kernel, arena: &arena, sync: &sync, local, table, lines, pages: 0 };
-    let kinds: Vec<u32> = phases.iter().map(Phase::kind).collect();
     let numbers =
         Numbers { pos: 0, tokens: n as u32, token: NONE, outputs: (0, n as u32), splits: 1, best: 0 };
-    runner.run(0..phases.len(), &kinds, numbers, &[]).unwrap();
+    runner.run(0..phases.len(), numbers, &[]).unwrap();
     let mut after = vec![0; end];
     queue.read(&arena, 0, &mut after).unwrap();
     // What was not to be written is what it was.
@@ -217,9 +220,8 @@ fn likeliest(gpu: &Gpu, kernel: &Kernel, logits: &[f32], k: usize) -> Vec<(u32, 
         lines: 0,
         pages: 0,
     };
-    let kinds: Vec<u32> = phases.iter().map(Phase::kind).collect();
     let numbers = Numbers { pos: 0, tokens: 1, token: NONE, outputs: (0, 1), splits: 1, best: k as u32 };
-    runner.run(0..phases.len(), &kinds, numbers, &[]).unwrap();
+    runner.run(0..phases.len(), numbers, &[]).unwrap();
     let mut after = vec![0; end];
     queue.read(&arena, 0, &mut after).unwrap();
     let written = if k == 0 { [2, 4] } else { [3, 3] };
@@ -253,7 +255,8 @@ fn the_likeliest_tokens_are_those_that_sorting_all_brings_first() {
     let found = find().unwrap();
     let alone = GpuOptions { groups: 1, persistent: Some(true), ..GpuOptions::default() };
     let alone = Gpu::open(&found[0], alone).unwrap();
-    let traits = Traits { codes: BTreeSet::from([17]), grains: 1, kv: 1, head_dim: 64 };
+    let traits =
+        Traits { codes: BTreeSet::from([17]), grains: 1, kv: 1, head_dim: 64, known: Vec::new(), groups: 1 };
     for gpu in [some, alone] {
         let kernel = gpu.kernel(&traits, true).unwrap();
         for n in [1, 2, 3, 5, 255, 256, 257, 1000, 5003] {

@@ -27,7 +27,7 @@
 #define MANY 32        // 1: `attend_many` has the local memory it needs
 // IN, IN_AT, IN_STRIDE: queries; NORM: the queries' norm; COLS: values of a head.
 #define PAGE 32
-#define NEAR 128      // pages whose lines local memory holds
+#define NEAR 256      // pages whose lines local memory holds
 #define SPAN 512       // positions walked over at a time; as many as that have the CPU's bits
 
 static inline void rotate(const Ctx *c, local float *x, uint heads, uint d, local const float *angles) {
@@ -227,20 +227,34 @@ static void softmax(const Ctx *c, local float *s, uint count, local float *m, lo
 #endif
 
 #if PTX
-// Keys and values that a work-group will read, all but the token's own, on their way to the device's cache: one of `items` asks.
-static ALWAYS void attend_ahead(const Ctx *c, uint item, uint items) {
+// So many bytes from `from` on to the device's cache; each work-item of a team has its own, or none. Whole lines of 16 bytes.
+static ALWAYS void to_cache(const Ctx *c, global const uchar *from, uint bytes) {
+#if SM >= 90
+    if (bytes > 0) asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" : : "l"((ulong)from), "r"(bytes));
+#else
+    ROLLED for (uint lane = 0; lane < LANES; lane++) {
+        const uint all = as_uint(lane_from(as_float(bytes), lane));
+        if (all == 0) continue;
+        const uint low = as_uint(lane_from(as_float((uint)(ulong)from), lane)), high = as_uint(lane_from(as_float((uint)((ulong)from >> 32)), lane));
+        ROLLED for (uint i = c->lane * 128; i < all; i += LANES * 128)
+            asm volatile("prefetch.global.L2 [%0];" : : "l"(((ulong)high << 32 | low) + i));
+    }
+#endif
+}
+// Keys and values that a work-group will read, and the angles: a work-item of a team asks for whole pages.
+static ALWAYS void attend_ahead(const Ctx *c) {
     local const uint *P = c->P;
     const uint tiles = (P[HEADS] / P[KV_HEADS] + P[TILE] - 1) / P[TILE];
-    if (c->n > 1 || c->group >= P[KV_HEADS] * tiles * c->splits) return;
+    if (c->n > 1 || KV_KIND == 2 || c->group >= P[KV_HEADS] * tiles * c->splits) return;
     const uint split = c->group % c->splits, head = c->group / c->splits / tiles % P[KV_HEADS];
     const uint pos = c->pos0, from = P[WINDOW] != 0 && pos + 1 > P[WINDOW] ? pos + 1 - P[WINDOW] : 0;
-    const uint chunk = (pos + 1 - from + c->splits - 1) / c->splits, start = from + split * chunk, end = min(start + chunk, pos);
-    ROLLED for (uint i = item * 32; i < 2 * P[PAIRS]; i += items * 32)
-        asm volatile("prefetch.global.L2 [%0];" : : "l"((ulong)(FLOATS(c, P[ROPE], (P[OF_STEP] ? 0 : pos) * 2 * P[PAIRS] + i))));
-    const uint lines = (P[ROW_BYTES] + 127) / 128;
-    ROLLED for (uint i = item; start + i / (2 * lines) < end; i += items) {
-        global const uchar *row = kv_row(c, head, start + i / (2 * lines), i / lines & 1);
-        asm volatile("prefetch.global.L2 [%0];" : : "l"((ulong)(row + i % lines * 128)));
+    const uint chunk = (pos + 1 - from + c->splits - 1) / c->splits, start = from + split * chunk, end = min(start + chunk, pos + 1);
+    global const float *angles = FLOATS(c, P[ROPE], (ulong)(P[OF_STEP] ? 0 : pos) * 2 * P[PAIRS]);
+    to_cache(c, (global const uchar *)angles, c->lane == 0 ? P[PAIRS] * 8 & ~15u : 0);
+    ROLLED for (uint first = start / PAGE; first * PAGE < end; first += LANES) {
+        const uint page = min(first + c->lane, (end - 1) / PAGE), bytes = page == first + c->lane ? PAGE * P[ROW_BYTES] : 0;
+        to_cache(c, kv_row(c, head, page * PAGE, false), bytes);
+        to_cache(c, kv_row(c, head, page * PAGE, true), bytes);
     }
 }
 #endif
@@ -512,137 +526,6 @@ static void attend_many(const Ctx *c) {
 }
 #else
 #define MANY_TOKENS 0
-#endif
-
-#if SINGLE && PTX && KV_KIND == 1 && HEAD_DIM % 32 == 0 && HEAD_DIM <= 256
-// The same for a token of which every work-group has one head: keys and values are asked for before the queries are there, two
-// work-items share a position, and the token's own key and value do not go through the device's memory.
-#define HEAD_TOKEN 1
-#define EACH_ROW (HEAD_DIM / 8)      // sixteens of bytes in a row
-typedef struct { uint4 of[EACH_ROW / 2]; } Key;
-typedef struct { uint4 of[8]; } Values;
-
-// Half of the sixteens of a row: every second from lane % 2 on.
-static ALWAYS void load_key(const Ctx *c, Key *key, uint head, uint pos) {
-    global const uint4 *row = (global const uint4 *)kv_row(c, head, pos, false);
-#pragma unroll
-    for (uint i = 0; i < EACH_ROW / 2; i++) key->of[i] = row[2 * i + c->lane % 2];
-}
-static ALWAYS void load_values(const Ctx *c, Values *v, uint head, uint at, uint count) {
-#pragma unroll
-    for (uint u = 0; u < 8; u++) {
-        const uint i = c->tid + u * T;
-        v->of[u] = i < count * EACH_ROW ? ((global const uint4 *)kv_row(c, head, at + i / EACH_ROW, true))[i % EACH_ROW] : (uint4)(0);
-    }
-}
-
-static ALWAYS void attend_head(const Ctx *c) {
-    local const uint *P = c->P;
-    const uint d = HEAD_DIM, kv_heads = P[KV_HEADS], group = P[HEADS] / kv_heads, pairs = P[PAIRS];
-    if (c->group >= P[HEADS] * c->splits) return;
-    const uint split = c->group % c->splits, first = c->group / c->splits, head = first / group, pos = c->pos0;
-    const uint from = P[WINDOW] != 0 && pos + 1 > P[WINDOW] ? pos + 1 - P[WINDOW] : 0;
-    const uint chunk = (pos + 1 - from + c->splits - 1) / c->splits;
-    const uint start = min(from + split * chunk, pos + 1), end = min(start + chunk, pos + 1);
-    const bool whole = c->splits == 1 && pos + 1 - from <= SPAN, fresh = end == pos + 1;
-    local float *q = (local float *)c->L, *scores = q + 2 * d, *m = scores + SPAN, *l = m + 1, *correct = l + 1, *k = correct + 17;
-    local uint *own_key = (local uint *)(q + d), *own_value = own_key + d / 2;
-    local float *angles = k + 2 * d;
-    local uint4 *rows = (local uint4 *)c->L + P[ROWS_AT];
-    const uint step = min(P[KV_TILE], (uint)(8 * T / EACH_ROW));
-    // The positions of this work-item: lane / 2 of each sixteen.
-    const uint mine = c->team * 16 + c->lane / 2;
-    Key key;
-    Values v;
-    global const float *x = FLOATS(c, P[IN], 0), *turn = FLOATS(c, P[ROPE], (ulong)(P[OF_STEP] ? 0 : pos) * 2 * pairs);
-    // All of it is asked for before the first is put down.
-    const uint i = min(c->tid, d - 1);
-    const float new_q = x[P[IN_AT] + first * d + i], new_k = x[P[K_AT] + head * d + i], new_v = x[P[V_AT] + head * d + i];
-    const float angle = turn[min(c->tid, 2 * pairs - 1)];
-    load_key(c, &key, head, min(start + mine, pos));
-    load_values(c, &v, head, start, min(step, end - start));
-    if (c->tid < d) { q[i] = new_q; k[i] = new_k; k[d + i] = new_v; }
-    if (c->tid < 2 * pairs) angles[c->tid] = angle;
-    if (c->tid == 0) { *m = -INFINITY; *l = 0; }
-    LOCAL_BARRIER;
-    norm_heads(c, q, 1, d, P[NORM]);
-    norm_heads(c, k, 1, d, P[K_NORM]);
-    for (uint i = c->tid; i < 2 * pairs; i += T) {
-        local float *of = i < pairs ? q : k;
-        const uint pair = i % pairs, a = P[HALVES] ? pair : 2 * pair, b = P[HALVES] ? a + pairs : a + 1;
-        const float co = angles[pair], si = angles[pairs + pair], x0 = of[a], x1 = of[b];
-        of[a] = fma(x1, -si, x0 * co);
-        of[b] = fma(x0, si, x1 * co);
-    }
-    LOCAL_BARRIER;
-    for (uint i = c->tid; i < 2 * d; i += T) vstore_half_rte(k[i], i, (local half *)own_key);
-    LOCAL_BARRIER;
-    if (fresh)
-        for (uint i = c->tid; i < 2 * EACH_ROW; i += T)
-            ((global uint4 *)kv_row(c, head, pos, i >= EACH_ROW))[i % EACH_ROW] = ((local uint4 *)own_key)[i];
-    float sum = 0;
-    ROLLED for (uint at = start; at < end; at += SPAN) {
-        const uint count = min((uint)SPAN, end - at);
-        ROLLED for (uint j = mine; j < (count + 15) / 16 * 16; j += TEAMS * 16) {
-            if (at > start || j != mine) load_key(c, &key, head, min(at + j, pos));
-            if (at + j == pos)
-#pragma unroll
-                for (uint i = 0; i < EACH_ROW / 2; i++) key.of[i] = ((local uint4 *)own_key)[2 * i + c->lane % 2];
-            // Lane 16 of the CPU's is value i % 16: eight of them here, eight in the neighbour.
-            float sums[8];
-#pragma unroll
-            for (uint e = 0; e < 8; e++) sums[e] = 0;
-#pragma unroll
-            for (uint i = 0; i < EACH_ROW / 2; i++) {
-                const local float4 *y = (const local float4 *)q + 4 * i + c->lane % 2 * 2;
-                const float4 low = y[0], high = y[1];
-                const uint4 x = key.of[i];
-                sums[0] = fma(low.x, half_of(x.x & 0xffff), sums[0]);
-                sums[1] = fma(low.y, half_of(x.x >> 16), sums[1]);
-                sums[2] = fma(low.z, half_of(x.y & 0xffff), sums[2]);
-                sums[3] = fma(low.w, half_of(x.y >> 16), sums[3]);
-                sums[4] = fma(high.x, half_of(x.z & 0xffff), sums[4]);
-                sums[5] = fma(high.y, half_of(x.z >> 16), sums[5]);
-                sums[6] = fma(high.z, half_of(x.w & 0xffff), sums[6]);
-                sums[7] = fma(high.w, half_of(x.w >> 16), sums[7]);
-            }
-#pragma unroll
-            for (uint e = 0; e < 8; e++) sums[e] += lane_xor(sums[e], 1);
-            const float all = ((sums[0] + sums[4]) + (sums[2] + sums[6])) + ((sums[1] + sums[5]) + (sums[3] + sums[7]));
-            if (c->lane % 2 == 0 && j < count) scores[j] = all * as_float(P[A_SCALE]);
-        }
-        LOCAL_BARRIER;
-        if (c->team == 0) softmax(c, scores, count, m, l, correct, whole);
-        ROLLED for (uint base = 0; base < count; base += step) {
-            const uint some = min(step, count - base);
-            if (base > 0 || at > start) load_values(c, &v, head, at + base, some);
-#pragma unroll
-            for (uint u = 0; u < 8; u++) {
-                const uint i = c->tid + u * T, j = i / EACH_ROW;
-                if (j < some) rows[j * (EACH_ROW + 1) + i % EACH_ROW] = at + base + j == pos ? ((local uint4 *)own_value)[i % EACH_ROW] : v.of[u];
-            }
-            LOCAL_BARRIER;
-            if (base == 0) sum = whole ? 0.0f : sum * *correct;
-            if (c->tid < d) {
-                local const ushort *y = (local const ushort *)rows + c->tid;
-                local const float *s = scores + base;
-#pragma unroll 16
-                for (uint j = 0; j < some; j++) sum = fma(s[j], half_of(y[j * 8 * (EACH_ROW + 1)]), sum);
-            }
-            LOCAL_BARRIER;
-        }
-    }
-    if (c->tid >= d) return;
-    if (c->splits == 1) {
-        FLOATS(c, P[A_OUT], P[A_OUT_AT])[first * d + c->tid] = whole ? sum : sum / *l;
-    } else {
-        global float *out = FLOATS(c, P[PARTIAL], (first * P[MAX_SPLITS] + split) * (d + 2));
-        out[2 + c->tid] = sum;
-        if (c->tid == 0) { out[0] = *m; out[1] = *l; }
-    }
-}
-#else
-#define HEAD_TOKEN 0
 #endif
 
 // Joins what the splits of one token have.

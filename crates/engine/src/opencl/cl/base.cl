@@ -29,6 +29,7 @@
 #define KIND 0
 #define FLAGS 1       // 1: only the tokens whose logits are wanted; 2: gate and up in one unit; 8: local memory has room for the input;
                       // 16: quantized inputs are in the order of a ternary row's planes
+#define KNOWN 16      // the bits from here on: which of the phases that the compiler knows (known.cl), 0 for none
 #define COLS 2        // values of the input
 #define GRAIN 3       // 0: 32 values share a scale, 1: 256, 2: all, 3: no quantization
 #define IN 4          // line, first value, values from token to token
@@ -42,6 +43,8 @@
 #define REC_STRIDE 12
 #define ACTIVATION 13
 #define SOFTCAP 14    // of logits, 0 for none
+#define BUSY 11       // of the phases that are known: so many work-groups, the first ones, have no part in it, being late from the one before
+#define EACH_GROUP 15 // of the phases that are known: rows or pairs of a work-group; the first have one more of what is left over
 #define PROD 16       // products, PROD_WORDS each
 #define PROD_WORDS 16
 #define FMT 0
@@ -146,6 +149,11 @@ static inline float lane_xor(float x, uint o) {
 #define TEAM_BARRIER asm volatile("bar.warp.sync 0xffffffff;" : : : "memory")
 static inline int lane_xor_int(int x, uint o) {
     return as_int(lane_xor(as_float(x), o));
+}
+static inline float lane_from(float x, uint lane) {
+    float y;
+    asm volatile("shfl.sync.idx.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=f"(y) : "f"(x), "r"(lane));
+    return y;
 }
 #endif
 
@@ -275,6 +283,49 @@ static inline float activate(uint which, float x) {
     if (which == 0) return times_logistic(x, x);
     if (which == 1) { x = x < 0.0f ? 0.0f : x; return x * x; }
     return times_logistic(x, x * 1.595769f * fma(x * x, 0.044715f, 1.0f));
+}
+
+#if PTX
+#define DEVICE_FENCE asm volatile("membar.gl;" : : : "memory")
+#else
+#define DEVICE_FENCE mem_fence(CLK_GLOBAL_MEM_FENCE)
+#endif
+
+// Where all work-groups meet: a counter of arrivals. What a work-group wrote before it arrives others see once they have seen it arrive.
+static ALWAYS void arrive(volatile global uint *counter) {
+#if PTX && SM >= 70
+    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" : : "l"((ulong)counter) : "memory");
+#else
+    DEVICE_FENCE;
+    atomic_add(counter, 1u);
+#endif
+}
+static ALWAYS bool all_arrived(volatile global uint *counter, uint all) {
+    ROLLED for (uint spins = 0; spins < 20000000u; spins++) {
+#if PTX && SM >= 70
+        uint seen;
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"((ulong)counter) : "memory");
+        if (seen >= all) return true;
+#else
+        if (*counter < all) continue;
+        DEVICE_FENCE;
+        return true;
+#endif
+    }
+    return false;
+}
+
+// A meeting that a phase begins with: arrivals to wait for (0: nobody else is there), and whether they did not come.
+typedef struct {
+    volatile global uint *counter;
+    uint all;
+    local uint *lost;
+} Meeting;
+static ALWAYS bool meet(const Ctx *c, const Meeting *m) {
+    if (m->all == 0) return true;
+    if (c->tid == 0) *m->lost = !all_arrived(m->counter, m->all);
+    GROUP_BARRIER;
+    return !*m->lost;
 }
 
 // Tokens of the phase: first, count.

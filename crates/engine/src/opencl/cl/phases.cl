@@ -19,8 +19,9 @@ static void embed(const Ctx *c) {
     const uint cols = c->P[COLS];
     ROLLED for (uint i = c->group * T + c->tid; i < c->n * cols; i += c->groups * T) {
         uint t = i / cols;
-        uint token = c->token != NONE ? c->token : ((global const uint *)LINE(c, c->P[TOKENS]))[t];
-        float w = weight_of(c, p, token, i % cols) * as_float(p[TENSOR]);
+        // A step of one token without one takes what the step before has chosen.
+        uint token = c->token != NONE ? c->token : ((global const uint *)LINE(c, c->P[TOKENS]))[c->n == 1 ? (c->pos0 - 1) % 2 : t];
+        float w = weight_of(c, p, min(token, p[ROWS_OF] - 1), i % cols) * as_float(p[TENSOR]);
         FLOATS(c, p[OUT], 0)[(ulong)t * p[OUT_STRIDE] + i % cols] = w * as_float(p[SCALE]);
     }
 }
@@ -136,7 +137,7 @@ static void choose(const Ctx *c) {
     global const float *x = FLOATS(c, c->P[REC], 0);
     ROLLED for (uint i = c->tid; i < c->P[REC_STRIDE]; i += T) best(c, &most, &where, x[2 * i], as_uint(x[2 * i + 1]));
     best_of_group(c, &most, &where);
-    if (c->tid == 0) *(global uint *)LINE(c, c->P[TOKENS]) = where;
+    if (c->tid == 0) ((global uint *)LINE(c, c->P[TOKENS]))[(c->pos0 + c->n - 1) % 2] = where;
 }
 
 // The best so many (c->best) of a list, for the host to draw from. A rank is a logit as an integer in the same order, and below it
@@ -225,9 +226,7 @@ static void run_phase(const Ctx *c) {
     switch (c->P[KIND]) {
         case EMBED: embed(c); break;
         case MATMUL: matmul(c); break;
-#if HEAD_TOKEN
-        case ATTEND: if (c->P[TILE] == 1 && c->P[KV_TILE] != 0) attend_head(c); else attend(c); break;
-#elif MANY_TOKENS
+#if MANY_TOKENS
         case ATTEND: if (c->P[MANY] && (c->P[WINDOW] == 0 || c->pos0 + c->n <= c->P[WINDOW])) attend_many(c); else attend(c); break;
 #else
         case ATTEND: attend(c); break;
@@ -274,74 +273,41 @@ static void fetch(local uint *to, global const uint *table, global const uint *l
 
 #if PTX
 // What this work-group will read first of weights, and of keys and values, in the phase P after the next one, on its way to the
-// device's cache while others are waited for. One team only waits.
+// device's cache while others are waited for. One team does that, another looks whether they have come.
 #define AHEAD 131072
-#define AHEAD_ITEMS (TEAMS > 1 ? T - LANES : T)
-static inline void to_cache(global const uchar *from, ulong bytes, uint item) {
-    ROLLED for (ulong i = item * 128; i < bytes; i += AHEAD_ITEMS * 128) asm volatile("prefetch.global.L2 [%0];" : : "l"((ulong)(from + i)));
-}
 static ALWAYS void fetch_ahead(const Ctx *now, local const uint *P) {
     Ctx then = *now;
     const Ctx *c = &then;
     then.P = P;
-    const uint item = TEAMS > 1 ? c->tid - LANES : c->tid;
-    if (P[KIND] == ATTEND) attend_ahead(c, item, AHEAD_ITEMS);
+    if (P[KIND] == ATTEND) attend_ahead(c);
     if (P[KIND] != MATVEC) return;
-    const uint pair = P[FLAGS] & 2;
-#if SINGLE
-    const bool words = P[FLAGS] & WORDS;
-#else
-    const bool words = false;
-#endif
-    const bool dealt = !words && is_dealt(c, P);
-    uint from = dealt ? c->group * TEAMS : first_unit(c, c->group), to = dealt ? from + TEAMS : first_unit(c, c->group + 1), before = 0;
-#if SINGLE
-    if (words) { from = share(c, c->group); to = share(c, c->group + 1); }
-#endif
-    if (P[NORM] != NONE) to_cache((global const uchar *)FLOATS(c, P[NORM], 0), P[COLS] * 4, item);
+    const bool normed = P[NORM] != NONE;
+    to_cache(c, (global const uchar *)FLOATS(c, normed ? P[NORM] : 0, 0), normed && c->lane == 0 ? P[COLS] * 4 & ~15u : 0);
+    // Of those in words.cl each work-group has an even share of rows or pairs, of others it begins with a unit for each team.
+    const bool pair = P[FLAGS] & 2, words = P[FLAGS] >> KNOWN && P[FLAGS] & 32, dealt = !words && is_dealt(c, P);
     const uint each = words ? 1 : pair ? ROWS / 2 : ROWS;
-    ROLLED for (uint k = 0; k < P[NPROD]; k++) {
-        local const uint *p = P + PROD + k * PROD_WORDS;
-        const uint n = (p[ROWS_OF] + each - 1) / each, first = max(from, before), end = min(to, before + n);
-        if (first < end) {
-            const ulong stride = stride0(p[FMT], P[COLS]), at = (ulong)(first - before) * each * stride;
-            const ulong last = min((ulong)(end - before) * each, (ulong)p[ROWS_OF]) * stride;
-            to_cache(LINE(c, p[MAT]) + at, min(last - at, (ulong)AHEAD), item);
-        }
-        if (!pair) before += n;
+    uint from, to;
+    if (words) {
+        if (c->group < P[BUSY]) return;
+        const uint group = c->group - P[BUSY], left = P[UNITS] - P[EACH_GROUP] * (c->groups - P[BUSY]);
+        from = group * P[EACH_GROUP] + min(group, left);
+        to = from + P[EACH_GROUP] + (group < left);
+    } else {
+        from = dealt ? c->group * TEAMS : first_unit(c, c->group);
+        to = dealt ? from + TEAMS : first_unit(c, c->group + 1);
     }
+    // A work-item has a product.
+    const uint product = min(c->lane, P[NPROD] - 1);
+    local const uint *p = P + PROD;
+    uint before = 0;
+    ROLLED for (uint k = 0; k < product; k++, p += PROD_WORDS) before += pair ? 0 : (p[ROWS_OF] + each - 1) / each;
+    const uint n = (p[ROWS_OF] + each - 1) / each, first = max(from, before), end = min(to, before + n);
+    const bool some = first < end && c->lane < P[NPROD];
+    const ulong stride = stride0(p[FMT], P[COLS]), at = some ? (ulong)(first - before) * each * stride : 0;
+    const ulong last = min((ulong)(end - before) * each, (ulong)p[ROWS_OF]) * stride;
+    to_cache(c, LINE(c, p[MAT]) + at, some ? (uint)min(last - at, (ulong)AHEAD) : 0);
 }
 #endif
-
-#if PTX
-#define DEVICE_FENCE asm volatile("membar.gl;" : : : "memory")
-#else
-#define DEVICE_FENCE mem_fence(CLK_GLOBAL_MEM_FENCE)
-#endif
-
-// Where all work-groups meet: a counter of arrivals. What a work-group wrote before it arrives others see once they have seen it arrive.
-static ALWAYS void arrive(volatile global uint *counter) {
-#if PTX && SM >= 70
-    asm volatile("red.release.gpu.global.add.u32 [%0], 1;" : : "l"((ulong)counter) : "memory");
-#else
-    DEVICE_FENCE;
-    atomic_add(counter, 1u);
-#endif
-}
-static ALWAYS bool all_arrived(volatile global uint *counter, uint all) {
-    ROLLED for (uint spins = 0; spins < 20000000u; spins++) {
-#if PTX && SM >= 70
-        uint seen;
-        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"((ulong)counter) : "memory");
-        if (seen >= all) return true;
-#else
-        if (*counter < all) continue;
-        DEVICE_FENCE;
-        return true;
-#endif
-    }
-    return false;
-}
 
 #define NEXT(p) ((p) == P + (RING - 1) * PHASE_WORDS ? P : (p) + PHASE_WORDS)
 // Phases first..last of a table. Several of them in one launch need a device on which all work-groups run at once: they
@@ -350,7 +316,7 @@ kernel __attribute__((reqd_work_group_size(T, 1, 1))) void phases(
     global uchar *A, uint table, uint lines, uint pages, uint first, uint last, uint pos0, uint n, uint token, uint out0,
     uint nout, uint splits, uint best, volatile global uint *sync, local uint4 *room) {
     local uint P[RING * PHASE_WORDS];
-    local float red[RED + 16] __attribute__((aligned(16)));
+    local float red[RED + 144] __attribute__((aligned(16)));
     local uint lost;
     Ctx ctx;
     Ctx *c = &ctx;
@@ -375,54 +341,50 @@ kernel __attribute__((reqd_work_group_size(T, 1, 1))) void phases(
 #if SINGLE && PTX
     local uint near[NEAR];
     c->near = near;
-    for (uint i = c->tid; i < min(pos0 / PAGE + 1, (uint)NEAR); i += T) near[i] = ((global const uint *)LINE(c, pages))[i];
+    ROLLED for (uint i = c->tid; i < min(pos0 / PAGE + 1, (uint)NEAR); i += T) near[i] = ((global const uint *)LINE(c, pages))[i];
 #endif
     if (c->tid == 0) lost = 0;
     LOCAL_BARRIER;
-    uint meetings = 0;
+    Meeting meeting;
+    meeting.counter = sync;
+    meeting.all = 0;
+    meeting.lost = &lost;
     local uint *now = P;
     for (uint i = first;;) {
         c->P = now;
-#if SINGLE && PTX
-        const bool is_words = now[KIND] == MATVEC && now[FLAGS] & WORDS;
-        Words ahead;
-        Row32 scales;
-        if (is_words) words_ahead(c, &ahead, &scales);
+        if (c->groups > 1 && i > first) meeting.all += c->groups;
+        bool met;
+        // Attention that is known has the lines of all pages in local memory.
+        switch (now[KIND] == ATTEND && pos0 >= NEAR * PAGE ? 0 : now[FLAGS] >> KNOWN) {
+#ifdef KNOWN_PHASES
+            KNOWN_PHASES
 #endif
-        if (c->groups > 1 && i > first) {
-            meetings++;
-            if (c->tid == 0) lost = !all_arrived(sync, meetings * c->groups);
-            GROUP_BARRIER;
-            if (lost) break;
+            default:
+                met = meet(c, &meeting);
+                if (met) {
+                    // What is called has its own, so that the one here stays in registers.
+                    const Ctx called = *c;
+                    run_phase(&called);
+                }
         }
-#if SINGLE && PTX
-        if (is_words) matvec_words(c, &ahead, &scales);
-        else
+        if (!met || ++i >= last) break;
+#if T >= PHASE_WORDS
+        // The place of the phase before is that of the one after the next.
+        if (c->tid < PHASE_WORDS) NEXT(NEXT(now))[c->tid] = coming.word;
+        bring_words(&coming, words, where, i + 3, last, c->tid);
+        now = NEXT(now);
 #endif
-        // Without pieces there is nothing to join.
-        if (now[KIND] != COMBINE || splits > 1) run_phase(c);
-        if (++i >= last) break;
         GROUP_BARRIER;
         if (c->groups > 1 && c->tid == 0) arrive(sync);
-#if T >= PHASE_WORDS
-        for (;; i++) {
-            // The place of the phase that is over is that of the one after the next.
-            if (c->tid < PHASE_WORDS) NEXT(NEXT(now))[c->tid] = coming.word;
-            bring_words(&coming, words, where, i + 3, last, c->tid);
-            now = NEXT(now);
-            LOCAL_BARRIER;
-            if (now[KIND] != COMBINE || splits > 1 || i + 1 >= last) break;
-        }
-#if PTX
-        if (c->groups > 1 && i + 1 < last && (c->team > 0 || TEAMS == 1)) fetch_ahead(c, NEXT(now));
-#endif
-#else
+#if T < PHASE_WORDS
         fetch(now, words + i * PHASE_WORDS, where, c->tid);
         LOCAL_BARRIER;
+#elif PTX
+        if (c->groups > 1 && i + 1 < last && c->team == TEAMS - 1) fetch_ahead(c, NEXT(now));
 #endif
     }
     // Whoever leaves last clears the counter for the next launch.
-    if (c->groups > 1 && meetings > 0 && c->tid == 0) {
+    if (meeting.all > 0 && c->tid == 0) {
         if (lost) sync[2] = 1;
         if (atomic_add((volatile global uint *)sync + 1, 1u) == c->groups - 1) {
             sync[0] = 0;

@@ -1,209 +1,80 @@
-// A token's products with rows of two bits a weight, on NVIDIA's GPUs: what most of a ternary model's time goes to.
+// A token's products with rows of two bits a weight.
 //
 // A lane takes a word of a row, 16 weights, and the four words of the input that meet it. The bits of a plane stay where they
-// are in their bytes: the sums of plane l are 4^l times too large, and are divided once a row. Rows of a work-group are dealt to its
-// teams evenly, and a team takes four at a time. The first words of the next phase are on their way to registers while the
-// work-groups meet; they were brought to the device's cache while those met that came before.
+// are in their bytes: the sums of plane l are 4^l times too large, and are divided once a row. Rows, or pairs of rows, of a work-group are
+// dealt to its teams evenly, and a team takes up to four rows at a time. Their words come in pieces, as many as registers have room for
+// before the work-groups meet, and then two pieces ahead.
 
-#if SINGLE && PTX
-#define WORDS 32      // of FLAGS: a phase is for this file; the compiler of tables sees that it can be
-#define STEPS 8       // words of a row that a lane holds
-#define NORMED 8      // fours of values of the input that a work-item holds: rows that are normalized have no more
-
-typedef struct { uint of[4][STEPS]; } Words;
-
-// The first row, or pair of rows, of a work-group.
-#define EACH_GROUP 15       // of the phase's words: rows or pairs of a work-group; the first have one more of what is left over
-static inline uint share(const Ctx *c, uint group) {
-    local const uint *P = c->P;
-    return group * P[EACH_GROUP] + min(group, P[UNITS] - P[EACH_GROUP] * c->groups);
-}
-// Rows, or pairs of rows, of a team: from `first` to before `end`.
-typedef struct { uint first, end; } Mine;
-static inline Mine mine(const Ctx *c) {
-    local const uint *P = c->P;
-    const uint from = share(c, c->group), n = share(c, c->group + 1) - from;
-    Mine m;
-    m.first = from + c->team * n / TEAMS;
-    m.end = from + (c->team + 1) * n / TEAMS;
-    return m;
-}
-// The product that a row is of, the row's number in it, and its words. Of products that are not there no row is.
-static inline global const uint *words_of(const Ctx *c, uint *row, local const uint **product) {
-    local const uint *P = c->P;
-    const uint first = P[PROD + ROWS_OF], second = P[PROD + PROD_WORDS + ROWS_OF];
-    const uint k = *row < first ? 0 : *row - first < second ? 1 : 2;
-    *row -= k == 0 ? 0 : k == 1 ? first : first + second;
-    *product = P + PROD + k * PROD_WORDS;
-    return (global const uint *)LINE(c, (*product)[MAT]) + (ulong)*row * (P[COLS] / 16);
-}
-// The words of four rows, or of two pairs; a team without so many repeats its last.
-typedef struct { global const uint *row[4]; } Four;
-static inline Four four_rows(const Ctx *c, uint first, uint end) {
-    local const uint *P = c->P;
-    const bool pair = P[FLAGS] & 2;
-    Four f;
-#pragma unroll
-    for (uint r = 0; r < 4; r++) {
-        local const uint *p = P + PROD + (r < 2 ? 0 : PROD_WORDS);
-        uint row = min(first + (pair ? r % 2 : r), end - 1);
-        f.row[r] = pair ? (global const uint *)LINE(c, p[MAT]) + (ulong)row * (P[COLS] / 16) : words_of(c, &row, &p);
-    }
-    return f;
-}
-// What is not loaded is 0: a register without a value of its own is kept from where it last had one.
-static ALWAYS void load_words(const Ctx *c, Words *w, const Four *f, uint from, uint words) {
-#pragma unroll
-    for (uint k = 0; k < STEPS; k++) {
-        w->of[0][k] = w->of[1][k] = w->of[2][k] = w->of[3][k] = 0;
-        if (from + 32 * k >= words) continue;
-        const bool has = from + 32 * k + c->lane < words;
-#pragma unroll
-        for (uint r = 0; r < 4; r++) w->of[r][k] = has ? (f->row[r] + (from + c->lane))[32 * k] : 0;
-    }
-}
-
-// What results are multiplied with and added to, of 32 rows of a team, or pairs of rows: a lane has one.
-typedef struct { float scale[2], bias[2], before; } Row32;
-static ALWAYS void load_scales(const Ctx *c, Row32 *of, uint row, uint end) {
-    local const uint *P = c->P, *p = P + PROD;
-    const bool pair = P[FLAGS] & 2;
-    of->scale[0] = of->scale[1] = of->bias[0] = of->bias[1] = of->before = 0;
-    if (row >= end) return;
-    if (!pair) words_of(c, &row, &p);
-#pragma unroll
-    for (uint i = 0; i < 2; i++) {
-        local const uint *of_product = p + i * PROD_WORDS;
-        if (i > 0 && !pair) continue;
-        of->scale[i] = row_scale(c, of_product, row);
-        if (of_product[BIAS] != NONE) of->bias[i] = row_bias(c, of_product, row);
-    }
-}
-static ALWAYS void load_before(const Ctx *c, Row32 *of, uint row, uint end) {
-    local const uint *p;
-    if (row >= end || c->P[FLAGS] & 2) return;
-    words_of(c, &row, &p);
-    if (p[ADD] != NONE) of->before = FLOATS(c, p[ADD], p[ADD_AT])[row];
-}
-
-// What does not change, before others are waited for: the first words and scales of the team's rows.
-static ALWAYS void words_ahead(const Ctx *c, Words *w, Row32 *rows) {
-    const Mine m = mine(c);
-    const Four f = four_rows(c, min(m.first, m.end - 1), m.end);
-    load_words(c, w, &f, 0, m.first < m.end ? c->P[COLS] / 16 : 0);
-    load_scales(c, rows, m.first + c->lane, m.end);
-}
-
-static inline uint most_of_team(uint x) {
-#if SM >= 80
-    uint y;
-    asm volatile("redux.sync.max.u32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
-    return y;
+#define WORDS (K(COLS) / 16)
+#define PAIR (K(FLAGS) & 2)
+#define WORDS_OF_LANE ((WORDS + 31) / 32)
+#if WORDS_OF_LANE <= 8
+#define CHUNKS 1                                             // pieces of a row
 #else
-    for (uint o = 16; o > 0; o >>= 1) x = max(x, (uint)lane_xor_int((int)x, o));
-    return x;
+#define CHUNKS ((WORDS_OF_LANE + 15) / 16 * 2)
 #endif
-}
-static inline int sum_of_team(int x) {
-#if SM >= 80
-    int y;
-    asm volatile("redux.sync.add.s32 %0, %1, 0xffffffff;" : "=r"(y) : "r"(x));
-    return y;
+#define STEPS ((WORDS_OF_LANE + CHUNKS - 1) / CHUNKS)        // words of a piece that a lane has of each row
+#define SHARING (GROUPS - K(BUSY))                           // work-groups that have rows
+#define SHARE (K(UNITS) / SHARING)                            // rows or pairs of a work-group; the first LEFT have one more
+#define LEFT (K(UNITS) % SHARING)
+#define MOST ((SHARE + (LEFT > 0) + TEAMS - 1) / TEAMS)      // of a team
+#if PAIR
+#define TAKES ((MOST + 1) / 2)                               // how many times a team takes some
 #else
-    for (uint o = 16; o > 0; o >>= 1) x += lane_xor_int(x, o);
-    return x;
+#define TAKES ((MOST + 3) / 4)
 #endif
-}
-static inline int dot_codes(uint codes, uint q, int acc) {
-    int d;
-    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(codes), "r"(q), "r"(acc));
-    return d;
-}
-static inline float4 lanes_xor(float4 x, uint o) {
-    return (float4)(lane_xor(x.x, o), lane_xor(x.y, o), lane_xor(x.z, o), lane_xor(x.w, o));
+#define EACH ((MOST + TAKES - 1) / TAKES)                    // rows or pairs that it takes at a time
+#define ROWS_AT_ONCE (PAIR ? 2 * EACH : EACH)
+#define FOURS ((K(COLS) / 4 + T - 1) / T)                    // fours of values of the input that a work-item has
+#define NORMED (K(NORM) != NONE)
+#define BIASED (K_BIAS_0 != NONE || K_BIAS_1 != NONE || K_BIAS_2 != NONE)
+#define ADDED (K_ADD_0 != NONE || K_ADD_1 != NONE || K_ADD_2 != NONE)
+#define PIECES (TAKES * CHUNKS)
+#define HOLD_ALL (PIECES <= 2)
+#if HOLD_ALL
+#define HELD PIECES
+#else
+#define HELD 2
+#endif
+
+typedef struct { uint of[ROWS_AT_ONCE][STEPS]; } OF_PHASE(Piece);
+
+// The product that a row is of, and the row's number in it.
+static ALWAYS local const uint *OF_PHASE(product_)(const Ctx *c, uint *row) {
+    local const uint *p = c->P + PROD;
+#if K(NPROD) > 1 && !PAIR
+    const bool second = *row >= K_ROWS_0;
+    if (second) { *row -= K_ROWS_0; p += PROD_WORDS; }
+#if K(NPROD) > 2
+    if (second && *row >= K_ROWS_1) { *row -= K_ROWS_1; p += PROD_WORDS; }
+#endif
+#endif
+    return p;
 }
 
-// The input to `q`, normalized if asked for: the words of a place in the four planes side by side. Returns the scale, and the sum of
-// all values to `total`. Sums and roundings are the CPU's: lane i % 1024 of the sum of squares takes value i.
-static ALWAYS float quantize_words(const Ctx *c, local uint *q, int *total) {
-    local const uint *P = c->P;
-    const uint fours = P[COLS] / 4;
-    const bool high_first = P[PROD + FMT] == 5;
-    global const float4 *x = (global const float4 *)FLOATS(c, P[IN], P[IN_AT]);
-    local uint *most = (local uint *)(c->red + SUM_LANES);
-    local int *sums = (local int *)most + TEAMS;
-    float4 v[NORMED];
-#define EACH_FOUR _Pragma("unroll") for (uint k = 0; k < NORMED; k++) if (from + k * T < fours)
-#define AT (from + k * T + c->tid)
-#define BRING _Pragma("unroll") for (uint k = 0; k < NORMED; k++) v[k] = AT < fours ? x[AT] : (float4)(0.0f);
-    uint from = 0, m = 0;
-    BRING
-    if (P[NORM] != NONE) {
-        global const float4 *weights = (global const float4 *)FLOATS(c, P[NORM], 0);
-        float4 w[NORMED];
+// Piece `chunk` of the rows from `first` on; a team without so many repeats its last.
+static ALWAYS void OF_PHASE(load_)(const Ctx *c, OF_PHASE(Piece) *w, uint first, uint end, uint chunk) {
 #pragma unroll
-        for (uint k = 0; k < NORMED; k++) w[k] = AT < fours ? weights[AT] : (float4)(0.0f);
-        float4 s = (float4)(0.0f);
-        EACH_FOUR s = fma(v[k], v[k], s);
-        local float4 *all = (local float4 *)c->red;
-        all[c->tid] = s;
-        LOCAL_BARRIER;
-        const local float4 *of = all + c->lane;
-        s = ((of[0] + of[128]) + (of[64] + of[192])) + ((of[32] + of[160]) + (of[96] + of[224]));
-        for (uint o = 16; o > 0; o >>= 1) s += lanes_xor(s, o);
-        const float factor = 1.0f / sqrt(((s.x + s.z) + (s.y + s.w)) / (float)P[COLS] + as_float(P[EPS]));
-        EACH_FOUR v[k] = v[k] * factor * w[k];
-    }
-    // As integers the magnitudes are in the same order, and what is no number is above all of them.
-    const bool once = fours <= NORMED * T;
-    for (;;) {
-        EACH_FOUR {
-            const uint4 b = as_uint4(v[k]) & 0x7fffffffu;
-            m = max(m, max(max(b.x, b.y), max(b.z, b.w)));
-        }
-        from += NORMED * T;
-        if (from >= fours) break;
-        BRING
-    }
-    m = most_of_team(m);
-    if (c->lane == 0) most[c->team] = m;
-    LOCAL_BARRIER;
-    for (uint i = 0; i < TEAMS; i++) m = max(m, most[i]);
-    const float inverse = 127.0f / as_float(m);
-    const bool bad = m >= 0x7f800000u, zero = bad || isinf(inverse);
-    int sum = 0;
-    for (from = 0; from < fours; from += NORMED * T) {
-        // Values again, where there are more than the registers hold.
-        if (!once) { BRING }
-        EACH_FOUR {
-            const uint i = AT, plane = i % 32 / 8;
-            const int4 y = zero ? (int4)(0) : convert_int4(rint(v[k] * inverse));
-            const uint word = (uint)(y.x & 255) | (uint)(y.y & 255) << 8 | (uint)(y.z & 255) << 16 | (uint)y.w << 24;
-            if (i < fours) q[(i / 32 * 8 + i % 8) * 4 + (high_first ? 3 - plane : plane)] = word;
-            sum = dot4(word, 0x01010101u, sum);
+    for (uint r = 0; r < ROWS_AT_ONCE; r++) {
+        uint row = min(first + r % EACH, end - 1);
+        local const uint *p = OF_PHASE(product_)(c, &row) + r / EACH * PROD_WORDS;
+        global const uint *from = (global const uint *)LINE(c, p[MAT]) + row * WORDS + (chunk * STEPS * 32 + c->lane);
+#pragma unroll
+        for (uint k = 0; k < STEPS; k++) {
+            const bool has = (chunk * STEPS + k + 1) * 32 <= WORDS || (chunk * STEPS + k) * 32 + c->lane < WORDS;
+            w->of[r][k] = has ? from[32 * k] : 0;
         }
     }
-#undef EACH_FOUR
-#undef AT
-#undef BRING
-    sum = sum_of_team(sum);
-    if (c->lane == 0) sums[c->team] = sum;
-    LOCAL_BARRIER;
-    sum = 0;
-    for (uint i = 0; i < TEAMS; i++) sum += sums[i];
-    *total = sum;
-    return bad ? NAN : zero ? 0.0f : as_float(m) / 127.0f;
 }
 
-// The sums of four rows' planes.
-typedef struct { int of[4][4]; } Sums;
-static ALWAYS void add_words(const Ctx *c, Sums *acc, const Words *w, local const uint4 *q, uint from, uint words) {
+typedef struct { int of[ROWS_AT_ONCE][4]; } OF_PHASE(Sums);
+static ALWAYS void OF_PHASE(add_)(const Ctx *c, OF_PHASE(Sums) *acc, const OF_PHASE(Piece) *w, local const uint4 *q, uint chunk) {
 #pragma unroll
     for (uint k = 0; k < STEPS; k++) {
-        if (from + 32 * k >= words) continue;
-        const uint4 x = q[from + 32 * k + c->lane];
+        if ((chunk * STEPS + k) * 32 >= WORDS) continue;
+        const uint4 x = q[(chunk * STEPS + k) * 32 + c->lane];
 #pragma unroll
-        for (uint r = 0; r < 4; r++) {
+        for (uint r = 0; r < ROWS_AT_ONCE; r++) {
             acc->of[r][0] = dot_codes(w->of[r][k] & 0x03030303u, x.x, acc->of[r][0]);
             acc->of[r][1] = dot_codes(w->of[r][k] & 0x0c0c0c0cu, x.y, acc->of[r][1]);
             acc->of[r][2] = dot_codes(w->of[r][k] & 0x30303030u, x.z, acc->of[r][2]);
@@ -211,68 +82,194 @@ static ALWAYS void add_words(const Ctx *c, Sums *acc, const Words *w, local cons
         }
     }
 }
-
-typedef struct { int of[2]; } Own;
-static ALWAYS void finish(const Ctx *c, const Row32 *of, uint row, bool live, const Own *sums, float scale) {
-    local const uint *P = c->P, *p = P + PROD, *up = p + PROD_WORDS;
-    const bool pair = P[FLAGS] & 2;
-    if (!live) return;
-    if (!pair) words_of(c, &row, &p);
-    float y = (float)sums->of[0] * of->scale[0] * (scale * as_float(p[TENSOR])) * as_float(p[SCALE]);
-    if (p[BIAS] != NONE) y += of->bias[0];
-    if (pair) {
-        float z = (float)sums->of[1] * of->scale[1] * (scale * as_float(up[TENSOR])) * as_float(up[SCALE]);
-        if (up[BIAS] != NONE) z += of->bias[1];
-        y = activate(P[ACTIVATION], y) * z;
-    }
-    if (p[ADD] != NONE) FLOATS(c, p[ADD], p[ADD_AT])[row] = of->before + y;
-    else FLOATS(c, p[OUT], p[OUT_AT])[row] = y;
-}
-
-static ALWAYS void matvec_words(const Ctx *c, const Words *ahead, const Row32 *scales) {
-    local const uint *P = c->P;
-    if (share(c, c->group) == share(c, c->group + 1)) return;
-    local uint *q = (local uint *)c->L;
-    const Mine m = mine(c);
-    const bool pair = P[FLAGS] & 2;
-    const uint words = P[COLS] / 16, each = pair ? 2 : 4;
-    int total;
-    const float scale = quantize_words(c, q, &total);
-    if (m.first >= m.end) return;
-    Row32 rows = *scales;
-    load_before(c, &rows, m.first + c->lane, m.end);
-    Four f = four_rows(c, m.first, m.end);
-    Words w = *ahead;
-    // A lane keeps the sums of its row until there are 32, or no more.
-    Own own;
-    own.of[0] = own.of[1] = 0;
-    ROLLED for (uint u = m.first; u < m.end; u += each) {
-        Sums acc;
+// A lane keeps the sums of its row, or pair.
+typedef struct { int of[2]; } OF_PHASE(Own);
+static ALWAYS void OF_PHASE(keep_)(const Ctx *c, OF_PHASE(Own) *own, const OF_PHASE(Sums) *acc, uint take) {
 #pragma unroll
-        for (uint r = 0; r < 4; r++) acc.of[r][0] = acc.of[r][1] = acc.of[r][2] = acc.of[r][3] = 0;
-        ROLLED for (uint from = 0; from < words; from += 32 * STEPS) {
-            // The next words come while these are used.
-            Words next;
-            const bool more = from + 32 * STEPS < words;
-            if (!more && u + each < m.end) f = four_rows(c, u + each, m.end);
-            load_words(c, &next, &f, more ? from + 32 * STEPS : 0, more || u + each < m.end ? words : 0);
-            add_words(c, &acc, &w, (local const uint4 *)q, from, words);
-            w = next;
-        }
-        int sums[4];
-#pragma unroll
-        for (uint r = 0; r < 4; r++)
-            sums[r] = sum_of_team(acc.of[r][0] + (acc.of[r][1] >> 2) + (acc.of[r][2] >> 4) + (acc.of[r][3] >> 6)) - total;
-        const uint nth = (u - m.first) % 32;
-#pragma unroll
-        for (uint r = 0; r < 4; r++)
-            if (c->lane == nth + (pair ? r % 2 : r)) own.of[pair ? r / 2 : 0] = sums[r];
-        if (nth + each < 32 && u + each < m.end) continue;
-        const uint nth_row = u - nth + c->lane;
-        finish(c, &rows, nth_row, nth_row < min(u + each, m.end), &own, scale);
-        if (u + each >= m.end) break;
-        load_scales(c, &rows, u + each + c->lane, m.end);
-        load_before(c, &rows, u + each + c->lane, m.end);
+    for (uint r = 0; r < ROWS_AT_ONCE; r++) {
+        const int *a = acc->of[r];
+        const int sum = sum_of_team(a[0] + (a[1] >> 2) + (a[2] >> 4) + (a[3] >> 6));
+        if (c->lane == take * EACH + r % EACH) own->of[r / EACH] = sum;
     }
 }
+
+// The input to `q`, normalized if asked for: the words of a place in the four planes side by side. Returns the scale, and the sum of
+// all values to `total`.
+#define EACH_FOUR _Pragma("unroll") for (uint k = 0, i = c->tid; k < FOURS; k++, i += T)
+#define IS_THERE ((k + 1) * T <= K(COLS) / 4 || i < K(COLS) / 4)
+static ALWAYS float OF_PHASE(quantize_)(const Ctx *c, float4 *v, const float4 *weights, local uint *q, int *total) {
+    local uint *most = (local uint *)(c->red + OF_TEAMS);
+    local int *sums = (local int *)most + TEAMS;
+#if NORMED
+    const float factor = norm_factor(c, v, FOURS, K(COLS), as_float(K(EPS)));
+    EACH_FOUR v[k] = v[k] * factor * weights[k];
 #endif
+    // As integers the magnitudes are in the same order, and what is no number is above all of them.
+    uint m = 0;
+    EACH_FOUR {
+        const uint4 b = as_uint4(v[k]) & 0x7fffffffu;
+        m = max(m, max(max(b.x, b.y), max(b.z, b.w)));
+    }
+    m = most_of_team(m);
+    if (c->lane == 0) most[c->team] = m;
+    LOCAL_BARRIER;
+    m = most_of_all(most);
+    // Nothing but zeros where there is a value that is no number, whose scale says so, or where the scale would be too small.
+    float inverse = 127.0f / as_float(m);
+    const bool bad = m >= 0x7f800000u, zero = bad || isinf(inverse);
+    inverse = zero ? 0.0f : inverse;
+    int sum = 0;
+    EACH_FOUR {
+        const uint plane = i % 32 / 8, place = K_FMT == 5 ? 3 - plane : plane;
+        const uint word = to_bytes(v[k], inverse);
+        if (IS_THERE) q[(i / 32 * 8 + i % 8) * 4 + place] = word;
+        sum = dot4(word, 0x01010101u, sum);
+    }
+    sum = sum_of_team(sum);
+    if (c->lane == 0) sums[c->team] = sum;
+    LOCAL_BARRIER;
+    *total = sum_of_all(sums);
+    return bad ? NAN : zero ? 0.0f : as_float(m) / 127.0f;
+}
+
+static ALWAYS bool OF_PHASE(known_phase_)(const Ctx *c, const Meeting *meeting) {
+    local const uint *P = c->P;
+    local uint *q = (local uint *)c->L;
+    const uint group = c->group - K(BUSY);
+    const uint rows = c->group < K(BUSY) ? 0 : SHARE + (group < LEFT), before = group * SHARE + min(group, (uint)LEFT);
+    const uint first = before + c->team * rows / TEAMS, end = before + (c->team + 1) * rows / TEAMS;
+    // What does not change, before others are waited for.
+    OF_PHASE(Piece) w[HELD];
+    float4 v[FOURS], weights[FOURS];
+    EACH_FOUR v[k] = weights[k] = (float4)(0.0f);
+#if NORMED
+    EACH_FOUR if (IS_THERE) weights[k] = ((global const float4 *)FLOATS(c, P[NORM], 0))[i];
+#endif
+#pragma unroll
+    for (uint j = 0; j < HELD; j++)
+#pragma unroll
+        for (uint r = 0; r < ROWS_AT_ONCE; r++)
+#pragma unroll
+            for (uint k = 0; k < STEPS; k++) w[j].of[r][k] = 0;
+    // What the results are multiplied with and added to: a lane has a row, or a pair.
+    uint row = first + c->lane;
+    const bool live = row < end;
+    local const uint *p = OF_PHASE(product_)(c, &row);
+    float scale_of[2] = {0, 0}, bias[2] = {0, 0}, residual = 0;
+    // The team that looks whether all have come has its own loads behind that.
+    ROLLED for (uint turn = 0; turn < 2; turn++) {
+        if (turn == 1 && rows > 0) {
+            global const float4 *x = (global const float4 *)FLOATS(c, P[IN], K(IN_AT));
+            EACH_FOUR if (IS_THERE) v[k] = x[i];
+        }
+        if (turn == (c->team == 0) && first < end) {
+#pragma unroll
+            for (uint j = 0; j < HELD; j++) OF_PHASE(load_)(c, &w[j], first + j / CHUNKS * EACH, end, j % CHUNKS);
+            if (live) {
+#pragma unroll
+                for (uint i = 0; i < (PAIR ? 2 : 1); i++) {
+                    local const uint *of = p + i * PROD_WORDS;
+                    scale_of[i] = ((global const float *)LINE(c, of[MAT] + of[PL1]))[row];
+#if BIASED
+                    if (of[BIAS] != NONE) bias[i] = row_bias(c, of, row);
+#endif
+                }
+            }
+        }
+        if (turn == 0 && !meet(c, meeting)) return false;
+    }
+#if SHARE == 0 || K(BUSY) > 0
+    if (rows == 0) return true;
+#endif
+    int total;
+    const float scale = OF_PHASE(quantize_)(c, v, weights, q, &total);
+    if (first >= end) return true;
+#if ADDED
+    if (live && p[ADD] != NONE) residual = FLOATS(c, p[ADD], p[ADD_AT])[row];
+#endif
+    OF_PHASE(Own) own;
+    own.of[0] = own.of[1] = 0;
+    local const uint4 *input = (local const uint4 *)q;
+#define ZERO(acc)                                         \
+    _Pragma("unroll") for (uint r = 0; r < ROWS_AT_ONCE; r++) \
+        acc.of[r][0] = acc.of[r][1] = acc.of[r][2] = acc.of[r][3] = 0;
+#if HOLD_ALL
+#pragma unroll
+    for (uint take = 0; take < TAKES; take++) {
+        if (first + take * EACH >= end) break;
+        OF_PHASE(Sums) acc;
+        ZERO(acc)
+#pragma unroll
+        for (uint chunk = 0; chunk < CHUNKS; chunk++) OF_PHASE(add_)(c, &acc, &w[take * CHUNKS + chunk], input, chunk);
+        OF_PHASE(keep_)(c, &own, &acc, take);
+    }
+#elif CHUNKS == 1
+    ROLLED for (uint take = 0; first + take * EACH < end; take += 2) {
+#pragma unroll
+        for (uint j = 0; j < 2; j++) {
+            if (first + (take + j) * EACH >= end) break;
+            OF_PHASE(Sums) acc;
+            ZERO(acc)
+            OF_PHASE(add_)(c, &acc, &w[j], input, 0);
+            if (first + (take + j + 2) * EACH < end) OF_PHASE(load_)(c, &w[j], first + (take + j + 2) * EACH, end, 0);
+            OF_PHASE(keep_)(c, &own, &acc, take + j);
+        }
+    }
+#else
+    ROLLED for (uint take = 0; first + take * EACH < end; take++) {
+        OF_PHASE(Sums) acc;
+        ZERO(acc)
+#pragma unroll
+        for (uint chunk = 0; chunk < CHUNKS; chunk++) {
+            OF_PHASE(add_)(c, &acc, &w[chunk % 2], input, chunk);
+            const uint next = (chunk + 2) % CHUNKS, from = first + (chunk + 2 < CHUNKS ? take : take + 1) * EACH;
+            if (from < end) OF_PHASE(load_)(c, &w[chunk % 2], from, end, next);
+        }
+        OF_PHASE(keep_)(c, &own, &acc, take);
+    }
+#endif
+#undef ZERO
+    if (!live) return true;
+    float y = (float)(own.of[0] - total) * scale_of[0] * (scale * as_float(p[TENSOR])) * as_float(p[SCALE]);
+#if BIASED
+    if (p[BIAS] != NONE) y += bias[0];
+#endif
+#if PAIR
+    local const uint *up = p + PROD_WORDS;
+    float z = (float)(own.of[1] - total) * scale_of[1] * (scale * as_float(up[TENSOR])) * as_float(up[SCALE]);
+#if BIASED
+    if (up[BIAS] != NONE) z += bias[1];
+#endif
+    y = activate(K(ACTIVATION), y) * z;
+#endif
+#if ADDED
+    if (p[ADD] != NONE) {
+        FLOATS(c, p[ADD], p[ADD_AT])[row] = residual + y;
+        return true;
+    }
+#endif
+    FLOATS(c, p[OUT], p[OUT_AT])[row] = y;
+    return true;
+}
+
+#undef WORDS
+#undef PAIR
+#undef WORDS_OF_LANE
+#undef CHUNKS
+#undef STEPS
+#undef SHARING
+#undef SHARE
+#undef LEFT
+#undef MOST
+#undef TAKES
+#undef EACH
+#undef ROWS_AT_ONCE
+#undef FOURS
+#undef NORMED
+#undef BIASED
+#undef ADDED
+#undef PIECES
+#undef HOLD_ALL
+#undef HELD
+#undef EACH_FOUR
+#undef IS_THERE
