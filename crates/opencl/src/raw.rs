@@ -271,7 +271,7 @@ impl Queue {
         event.map(|e| drop(Done(e))).map_err(|code| failed("clEnqueueReadBuffer", code))
     }
 
-    /// Bytes from two buffers, for the wait of one, begun after the commands `after`, which may be another queue's.
+    /// Bytes from two buffers, for the wait of one.
     ///
     /// # Panics
     /// When a range does not fit.
@@ -279,16 +279,14 @@ impl Queue {
         &self,
         first: (&Buffer, usize, &mut [u8]),
         second: (&Buffer, usize, &mut [u8]),
-        after: &[&Done],
     ) -> Result<(), Error> {
         let (from, at, to) = first;
         assert!(at + to.len() <= from.bytes && !to.is_empty(), "read of {} at {at}", to.len());
-        let after = raw_events(after);
         // SAFETY: the range is inside the buffer; `to` outlives the read, because the queue is in order and this function
-        // does not return before a later command, or all, have ended; the events are alive.
+        // does not return before a later command, or all, have ended.
         let event = unsafe {
-            let (p, n) = (to.as_mut_ptr().cast::<c_void>(), after.len() as u32);
-            cl3::command_queue::enqueue_read_buffer(self.raw, from.raw, 0, at, to.len(), p, n, list(&after))
+            let p = to.as_mut_ptr().cast::<c_void>();
+            cl3::command_queue::enqueue_read_buffer(self.raw, from.raw, 0, at, to.len(), p, 0, ptr::null())
         };
         event.map(|e| drop(Done(e))).map_err(|code| failed("clEnqueueReadBuffer", code))?;
         let (from, at, to) = second;

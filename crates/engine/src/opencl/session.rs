@@ -4,7 +4,7 @@ use super::compile::{SPAN, Steps, Table};
 use super::gpu::{Gpu, Numbers, Runner};
 use super::layout::{Layout, MOST_BEST, Sizes};
 use super::model::DeviceModel;
-use super::phase::{NONE, Phase, WORDS};
+use super::phase::{Do, NONE, Phase, WORDS};
 use super::placement::Share;
 use super::tables::{beside, kinds, plan, put_angles};
 use crate::kv::{KvLayout, PAGE};
@@ -326,8 +326,7 @@ impl DeviceSession {
     pub fn step_greedy(&mut self, tokens: &[u32], pos: usize) -> Result<u32, EvalError> {
         let mut word = [0; 4];
         let last = tokens.len() - 1;
-        let gpu = &self.arena.gpu;
-        if self.tenancy.is_whole() && self.device.table.is_some() && gpu.persistent && gpu.groups > 1 {
+        if self.embeds() {
             let begun = self.ahead.take().filter(|ahead| tokens == [ahead.token] && pos == ahead.pos);
             let next = self.guarded(|this, queue| {
                 let done = match begun {
@@ -339,11 +338,9 @@ impl DeviceSession {
                 } else {
                     None
                 };
+                done.map_or(Ok(()), |done| done.wait())?;
                 let line = this.scratch.as_ref().map_or(0, |scratch| scratch.layout.tokens);
-                let after = done.as_deref().map_or([].as_slice(), |done| std::slice::from_ref(done));
-                let after: Vec<&Done> = after.iter().collect();
-                let arena = &this.arena;
-                fetch(arena, arena.copies(), token_at(line, pos + last), &mut word, &after)?;
+                fetch(&this.arena, this.arena.copies(), token_at(line, pos + last), &mut word)?;
                 Ok(next)
             })?;
             let (pos, token) = (pos + last + 1, u32::from_le_bytes(word));
@@ -358,6 +355,12 @@ impl DeviceSession {
             }
             token => Ok(token),
         }
+    }
+
+    /// Whether steps find the token's embedding on the device, so that one can begin with what the one before chooses.
+    fn embeds(&self) -> bool {
+        let first = self.scratch.as_ref().and_then(|scratch| scratch.tables[0].table.phases.first());
+        self.tenancy.is_whole() && first.is_some_and(|phase| phase.kind() == Do::Embed as u32)
     }
 
     /// One step; `k` of the likeliest tokens after its last one with their logits, in no order, and nothing else comes back. Of
@@ -399,7 +402,7 @@ impl DeviceSession {
             ready?;
             let (last, from) = this.begin(queue, tokens, pos, outputs, what)?;
             let to = if outputs.is_empty() { &mut [] } else { to };
-            fetch(&this.arena, queue, from, to, &[])?;
+            fetch(&this.arena, queue, from, to)?;
             // A copy that failed shows up here: what waited for it was not run.
             last.map_or(Ok(true), |last| last.is_over())?;
             Ok(())
@@ -552,9 +555,9 @@ fn token_at(line: u32, pos: usize) -> usize {
     line as usize * 16 + pos % 2 * 4
 }
 
-/// Waits for the step's end, or for `after`, and takes what lies at byte `at`. An error if work-groups waited in vain for each other, which
+/// Waits for what the queue has under way and takes what lies at byte `at`. An error if work-groups waited in vain for each other, which
 /// only a device that does not run all of them at once can bring about.
-fn fetch(arena: &DeviceArena, queue: &Queue, at: usize, to: &mut [u8], after: &[&Done]) -> Result<(), Error> {
+fn fetch(arena: &DeviceArena, queue: &Queue, at: usize, to: &mut [u8]) -> Result<(), Error> {
     if !arena.gpu.persistent || arena.gpu.groups == 1 {
         return queue.read(&arena.buffer, at, to);
     }
@@ -562,7 +565,7 @@ fn fetch(arena: &DeviceArena, queue: &Queue, at: usize, to: &mut [u8], after: &[
     if to.is_empty() {
         queue.read(&arena.sync, 8, &mut lost)?;
     } else {
-        queue.read_both((&arena.sync, 8, &mut lost), (&arena.buffer, at, to), after)?;
+        queue.read_both((&arena.sync, 8, &mut lost), (&arena.buffer, at, to))?;
     }
     if lost == [0; 4] {
         return Ok(());
