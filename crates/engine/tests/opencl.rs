@@ -89,7 +89,7 @@ fn trained_models_agree_with_the_reference_and_with_the_cpu() {
 
 #[test]
 fn every_architecture_and_feature_agrees_with_the_cpu() {
-    let Some(gpu) = gpu(GpuOptions::default()) else { return };
+    let Some(gpu) = gpu(GpuOptions { quick_build: true, ..GpuOptions::default() }) else { return };
     let folder = root().join("crates/engine/tests/golden");
     let mut paths: Vec<_> = std::fs::read_dir(&folder)
         .unwrap()

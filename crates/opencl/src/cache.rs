@@ -29,6 +29,11 @@ impl Cache {
         Self { folder: None }
     }
 
+    /// Whether anything is kept.
+    pub(crate) fn keeps(&self) -> bool {
+        self.folder.is_some()
+    }
+
     pub(crate) fn key(parts: &[&str]) -> String {
         let mut hash = Hash::new();
         for part in parts {

@@ -120,7 +120,8 @@ impl Device {
                 -11 => Error::Build { device: f.name.clone(), log },
                 code => failed("clBuildProgram", code),
             })?;
-            if let Some(binary) = program.binary() {
+            // PoCL compiles once more for it.
+            if let Some(binary) = self.cache.keeps().then(|| program.binary()).flatten() {
                 self.cache.store(&key, &binary);
             }
             program

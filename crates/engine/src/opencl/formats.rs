@@ -15,7 +15,7 @@ pub(super) struct Stored {
     /// Its name in the program.
     pub name: &'static str,
     /// The file's format.
-    format: &'static str,
+    pub format: &'static str,
     /// Weights in a block.
     pub block: usize,
     /// First byte and bytes of each field.

@@ -20,6 +20,8 @@ pub struct GpuOptions {
     pub plain: bool,
     /// Compile each time.
     pub no_cache: bool,
+    /// Compile without optimizing: for programs that are run little.
+    pub quick_build: bool,
 }
 
 /// An open device. Clones are the same device.
@@ -29,6 +31,7 @@ pub struct Gpu {
     pub(super) shape: Shape,
     pub(super) groups: usize,
     pub(super) persistent: bool,
+    quick_build: bool,
 }
 
 impl Gpu {
@@ -37,7 +40,9 @@ impl Gpu {
     /// # Errors
     /// When the driver refuses.
     pub fn open(found: &Found, options: GpuOptions) -> Result<Self, Error> {
-        let cache = if options.no_cache { Cache::none() } else { Cache::user() };
+        // PoCL keeps programs itself, and compiles once more for whoever asks for one.
+        let none = options.no_cache || found.platform == "Portable Computing Language";
+        let cache = if none { Cache::none() } else { Cache::user() };
         let device = Device::open(found, cache)?;
         let kind = if options.plain { Kind::Plain } else { device.kind() };
         let (group, lanes) = match (options.group, found.gpu) {
@@ -55,7 +60,8 @@ impl Gpu {
         // All work-groups must run at once, and see what the others wrote: the fences for that are NVIDIA's.
         let can = groups == 1 || (kind == Kind::Ptx && groups <= found.units as usize);
         let persistent = can && options.persistent.unwrap_or(kind == Kind::Ptx);
-        Ok(Self { device: Arc::new(device), shape, groups, persistent })
+        let quick_build = options.quick_build;
+        Ok(Self { device: Arc::new(device), shape, groups, persistent, quick_build })
     }
     /// What it is.
     pub fn found(&self) -> &Found {
@@ -108,7 +114,8 @@ impl Gpu {
     /// The program for a model's steps of one token (`single`), or of several.
     pub(super) fn kernel(&self, traits: &Traits, single: bool) -> Result<Kernel, Error> {
         debug_assert!(traits.codes.iter().all(|c| *c < 2 * FLOAT));
-        let mut kernels = self.device.kernels(&program(&self.shape, traits, single), "-w", &["phases"])?;
+        let options = if self.quick_build { "-w -cl-opt-disable" } else { "-w" };
+        let mut kernels = self.device.kernels(&program(&self.shape, traits, single), options, &["phases"])?;
         kernels.pop().ok_or(Error::Call { call: "clCreateKernel", name: "phases".to_owned() })
     }
 }

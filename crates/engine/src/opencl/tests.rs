@@ -11,7 +11,7 @@ use crate::sampler::Wanted;
 use crate::session::Best;
 use crate::{LoadOptions, Model, Pool, PoolOptions, Session, SessionOptions};
 use nexaquant_kernels::{
-    Acts, BoundKernel, F32Cols, FORMATS, Format, I8Cols, Isa, Layout, Line, Mode, Ops, Out, Weights,
+    Acts, BoundKernel, F32Cols, FORMATS, Format, Grain, I8Cols, Isa, Layout, Line, Mode, Ops, Out, Weights,
 };
 use nexaquant_opencl::{Kernel, find};
 use std::collections::{BTreeSet, HashMap};
@@ -71,10 +71,34 @@ fn on_cpu(
     y
 }
 
+/// The formats to test: all, or where compiling takes long those that the environment names, with commas between.
+fn formats() -> impl Iterator<Item = &'static Format> {
+    let some = std::env::var("NEXAQUANT_TEST_FORMATS");
+    let wanted = move |f: &&Format| some.as_ref().map_or(true, |some| some.split(',').any(|n| n == f.name));
+    FORMATS.iter().copied().filter(wanted)
+}
+
+/// What their products are compiled for, those with inputs of one grain together: a program for each would take much longer.
+fn traits(grain: Option<Grain>) -> Traits {
+    let mut codes = BTreeSet::new();
+    for format in formats() {
+        for mode in [Mode::Int8, Mode::Float] {
+            if BoundKernel::new(format, mode, Isa::Scalar).unwrap().grain() == grain {
+                let stored = STORED.iter().filter(|stored| stored.format == format.name);
+                codes.extend(
+                    stored.map(|stored| OnDevice { stored, rows: 1, cols: 1, scale: 1.0, grain }.code()),
+                );
+            }
+        }
+    }
+    let grains = grain.map_or(0, |grain| 1 << grain_code(Some(grain)));
+    Traits { codes, grains, kv: 1, head_dim: 64, known: Vec::new(), groups: 1 }
+}
+
 /// The same on the device: one phase for one column and float activations, else two.
 fn on_device(
     gpu: &Gpu,
-    kernels: &mut HashMap<(u32, bool), Kernel>,
+    kernels: &mut HashMap<(Option<Grain>, bool), Kernel>,
     format: &'static Format,
     mode: Mode,
     bytes: &[u8],
@@ -148,15 +172,8 @@ fn on_device(
     put(at[2], &x.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<_>>());
     put(at[5], &packed);
 
-    let kernel = &*kernels.entry((m.code(), n == 1)).or_insert_with(|| {
-        let codes = BTreeSet::from([m.code()]);
-        let grains = grain.map_or(0, |grain| 1 << grain_code(Some(grain)));
-        gpu.kernel(
-            &Traits { codes, grains, kv: 1, head_dim: 64, known: Vec::new(), groups: gpu.groups },
-            n == 1,
-        )
-        .unwrap()
-    });
+    let kernel = kernels.entry((grain, n == 1));
+    let kernel = &*kernel.or_insert_with(|| gpu.kernel(&traits(grain), n == 1).unwrap());
     let (queue, arena, sync) =
         (gpu.device.queue().unwrap(), gpu.device.buffer(end).unwrap(), gpu.device.buffer(64).unwrap());
     queue.zero(&sync, 0..64).unwrap();
@@ -359,12 +376,7 @@ fn every_format_has_a_stored_form() {
 fn products_of_every_format_are_those_of_the_cpu() {
     let Some(gpu) = gpu() else { return };
     let mut kernels = HashMap::new();
-    // Where compiling takes long, some formats: their names with commas between.
-    let some = std::env::var("NEXAQUANT_TEST_FORMATS");
-    for format in FORMATS {
-        if some.as_ref().is_ok_and(|some| !some.split(',').any(|name| name == format.name)) {
-            continue;
-        }
+    for format in formats() {
         for mode in [Mode::Int8, Mode::Float] {
             // Tiles with and without a rest, where there are tiles.
             let tiles: &[_] = match (format.name, mode) {
