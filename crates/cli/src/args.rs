@@ -562,7 +562,8 @@ pub struct EngineArgs {
     pub device: String,
     /// Layers on the device, the last ones; the others are computed on the CPU. The head counts as the last layer, so one more
     /// than the model has layers is all of it. auto: as many as fit, or none where the CPU is measured to read faster. Without
-    /// it all, or auto where that is too much for the device. Also -ngl N. For run, chat, score and perplexity without --budget.
+    /// it all, or auto where that is too much for the device. With --budget those layers stream as far as they do not fit it; auto:
+    /// as many as make a token cheapest by measured rates, those that stream included. Also -ngl N.
     #[arg(long, visible_alias = "n-gpu-layers", value_name = "N|auto|all", value_parser = crate::layers::parse)]
     #[arg(allow_hyphen_values = true)]
     pub gpu_layers: Option<crate::layers::GpuLayers>,

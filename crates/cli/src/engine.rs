@@ -6,7 +6,7 @@ use crate::models::Source;
 use crate::options;
 use crate::output::{bytes, note};
 use nexaquant_engine::m3::{Memory, MemoryOptions};
-use nexaquant_engine::opencl::{Choice, Gpu, Measured, OpenError, Placement, choose};
+use nexaquant_engine::opencl::{Choice, Gpu, Measured, OpenError, Placement, Within, choose};
 use nexaquant_engine::{
     LoadCause, LoadOptions, Model, Pool, Session, SessionError, SessionOptions, topology,
 };
@@ -51,12 +51,17 @@ pub fn session(
     engine: &options::Engine,
     session: SessionOptions,
 ) -> Result<Session, Failure> {
-    if engine.budget.is_some() {
-        return session_on(gpu(engine)?.as_ref(), model, pool, engine.budget, session);
-    }
-    match device(engine)? {
-        Some(gpu) => divided(&gpu, model, pool, engine.gpu_layers, session),
-        None => Session::new(model, pool, session).map_err(Failure::input),
+    match (device(engine)?, engine.budget) {
+        (Some(gpu), Some(budget)) => {
+            let (layers, why) = within(&gpu, model, pool, engine.gpu_layers, session, budget)?;
+            note("note: ", &why);
+            if layers == 0 {
+                return Session::new(model, pool, session).map_err(Failure::input);
+            }
+            placed_session(Some(&gpu), (model, layers), pool, budget, session)
+        }
+        (Some(gpu), None) => divided(&gpu, model, pool, engine.gpu_layers, session),
+        (None, budget) => session_on(None, model, pool, budget, session),
     }
 }
 
@@ -75,8 +80,19 @@ pub fn session_on(
         };
         return session.map_err(Failure::input);
     };
+    placed_session(gpu, (model, usize::MAX), pool, budget, session)
+}
+
+/// Opens a session in a memory of its own, which has the last `layers` layers if it is a device's.
+fn placed_session(
+    gpu: Option<&Gpu>,
+    (model, layers): (&Model, usize),
+    pool: &Pool,
+    budget: u64,
+    session: SessionOptions,
+) -> Result<Session, Failure> {
     let memory = memory(gpu, MemoryOptions::new(budget))?;
-    let placed = memory.add(&model.name(), model).map_err(Failure::input)?;
+    let placed = memory.add_last(&model.name(), model, layers).map_err(Failure::input)?;
     Session::placed(&placed, pool, session).map_err(Failure::input)
 }
 
@@ -111,6 +127,53 @@ fn divided(
     Ok(opened)
 }
 
+/// How many layers of a model a device gets within a budget; which are where then, and by what that was decided.
+fn within(
+    gpu: &Gpu,
+    model: &Model,
+    pool: &mut Pool,
+    layers: Option<GpuLayers>,
+    session: SessionOptions,
+    budget: u64,
+) -> Result<(usize, String), Failure> {
+    let (layers, why) = match layers {
+        Some(GpuLayers::All) | None => (model.layers(), String::new()),
+        Some(GpuLayers::Last(layers)) => (layers, String::new()),
+        Some(GpuLayers::Auto) => {
+            let found = Within::now(gpu, model, pool, session, budget).map_err(Failure::input)?;
+            (found.layers(), format!("; {}", why_within(gpu, &found, model.layers(), budget)))
+        }
+    };
+    Ok((layers, format!("{}{why}", placed(gpu, &Placement::new(model, layers)))))
+}
+
+/// The same of several models that share the budget of a device, said for each; none is without a place there.
+pub fn layers<'a>(
+    gpu: Option<&Gpu>,
+    engine: &options::Engine,
+    models: impl Iterator<Item = (&'a str, &'a Model)>,
+    session: SessionOptions,
+    budget: u64,
+) -> Result<Vec<usize>, Failure> {
+    let (Some(gpu), Some(wanted)) = (gpu, engine.gpu_layers) else {
+        return Ok(models.map(|_| usize::MAX).collect());
+    };
+    if wanted == GpuLayers::Last(0) {
+        return Err(Failure::input(
+            "--gpu-layers 0 leaves the device and its budget nothing to do; give 1 or more, or leave --device out",
+        ));
+    }
+    // Gone before others pin their threads.
+    let mut pool = pool(engine)?;
+    models
+        .map(|(name, model)| {
+            let (layers, why) = within(gpu, model, &mut pool, Some(wanted), session, budget)?;
+            note("note: ", &format!("{name}: {why}"));
+            Ok(layers.max(1))
+        })
+        .collect()
+}
+
 /// Which layers are where.
 fn placed(gpu: &Gpu, placement: &Placement) -> String {
     let Placement { layers, all, host_bytes, device_bytes } = *placement;
@@ -140,6 +203,29 @@ fn why(gpu: &Gpu, found: &Measured, all: usize) -> String {
     )
 }
 
+/// What a placement within a budget was decided by.
+fn why_within(gpu: &Gpu, found: &Within, all: usize, budget: u64) -> String {
+    let Within { host_rate, device_rate, copy_rate, .. } = *found;
+    let (host, device, copy) = (host_rate / 1e9, device_rate / 1e9, copy_rate / 1e9);
+    let name = &gpu.found().name;
+    let (room, layers) = (found.room(), found.layers());
+    let time = |layers: usize| match found.token(layers) * 1e3 {
+        ms if ms.is_finite() => format!("{ms:.2} ms"),
+        _ => "no room".to_owned(),
+    };
+    format!(
+        "measured: {name} reads {device:.1} GB/s, is copied to at {copy:.1} GB/s and keeps {room} of {all} layers within {}; the CPU \
+         reads {host:.1} GB/s; a token with {layers} layers on the device: {}, {} of it copied; with those that stay: {}; with all: \
+         {}; with none: {}",
+        bytes(budget),
+        time(layers),
+        bytes(found.copied(layers)),
+        time(room),
+        time(all),
+        time(0)
+    )
+}
+
 /// A memory with a budget, on the device if one computes.
 pub fn memory(gpu: Option<&Gpu>, options: MemoryOptions) -> Result<Memory, Failure> {
     let memory = match gpu {
@@ -149,25 +235,13 @@ pub fn memory(gpu: Option<&Gpu>, options: MemoryOptions) -> Result<Memory, Failu
     memory.map_err(Failure::input)
 }
 
-/// The device that computes all there is to compute, where that is not the CPU. Says which one it is.
+/// The device that computes, where that is not the CPU. Says which one it is.
 pub fn gpu(engine: &options::Engine) -> Result<Option<Gpu>, Failure> {
-    whole_models(engine)?;
     let gpu = device(engine)?;
     if let Some(gpu) = &gpu {
         note("note: ", &format!("computing on {}", gpu.path()));
     }
     Ok(gpu)
-}
-
-/// Refuses a number of layers where models are not divided.
-fn whole_models(engine: &options::Engine) -> Result<(), Failure> {
-    if engine.gpu_layers.is_none() {
-        return Ok(());
-    }
-    Err(Failure::input(
-        "--gpu-layers is for run, chat, score and perplexity without --budget; with a budget layers come to the device as they \
-         are needed: leave one of the two out",
-    ))
 }
 
 /// The device that was asked for, where that is not the CPU. Says so if the CPU takes the place of one.

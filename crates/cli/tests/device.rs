@@ -90,14 +90,13 @@ fn numbers_of_layers_that_make_no_sense_are_refused() {
         (&["--device", "0", "-ngl"], "a value is required for '--gpu-layers"),
         (&["-ngl", "3"], "add --device gpu"),
         (&["--device", "cpu", "-ngl", "auto"], "add --device gpu"),
-        (&["--device", "0", "--budget", "10MB", "-ngl", "3"], "leave one of the two out"),
     ] {
         let refused = predicate::str::contains(wanted);
         nexaquant().args(run).args(more).assert().code(2).stderr(refused);
     }
     for command in ["m3", "plan", "serve"] {
         let args = [command, "alpha", "--budget", "10MB", "-ngl", "3"];
-        let refused = predicate::str::contains("--gpu-layers is for run, chat, score and perplexity");
+        let refused = predicate::str::contains("add --device gpu");
         nexaquant().args(args).assert().code(2).stderr(refused);
     }
     // None of it needs no device.
@@ -121,6 +120,19 @@ fn a_model_partly_on_a_device_answers_scores_and_chats_the_same() {
         ("auto", "of 15 layers; the CPU reads "),
     ] {
         let divided = ["--device", "0", "-ngl", layers];
+        let said = predicate::str::contains(wanted);
+        nexaquant().args(run).args(divided).assert().success().stdout(text.clone()).stderr(said);
+    }
+
+    // Within a budget they stream, and the text is the same.
+    for (layers, budget, wanted) in [
+        ("0", "1MB", "note: computing on the CPU: all 15 layers, 3.95 MB a token"),
+        ("1", "4MB", "note: computing on the CPU: the first 14 of 15 layers, 2.84 MB a token; and on"),
+        ("7", "4MB", "the last 7, the head counted as one, 2.33 MB a token"),
+        ("all", "4MB", "note: computing on "),
+        ("auto", "4MB", "GB/s and keeps "),
+    ] {
+        let divided = ["--device", "0", "-ngl", layers, "--budget", budget, "-c", "64"];
         let said = predicate::str::contains(wanted);
         nexaquant().args(run).args(divided).assert().success().stdout(text.clone()).stderr(said);
     }
@@ -184,6 +196,16 @@ fn the_announced_scenario_runs_on_a_device_and_answers_the_same() {
         |kind: &str| events.iter().filter(|e| e["event"] == kind).map(|e| number(e, "bytes")).sum::<u64>();
     assert_eq!(of("page_in"), number(&device, "bytes_moved"));
     assert!(of("evict") > 0 && events.iter().all(|e| number(e, "used_bytes") <= 10_000_000));
+    // With layers on the CPU less moves.
+    let cut = run(&["--device", "0", "--budget", "10MB", "-ngl", "6"]);
+    assert_eq!(answers(&cut), answers(&host));
+    assert!(number(&cut, "high_water_bytes") <= 10_000_000);
+    assert!(number(&cut, "bytes_moved") < number(&device, "bytes_moved"), "{cut}");
+    nexaquant()
+        .args(["m3", "--device", "0", "-ngl", "0"])
+        .assert()
+        .code(2)
+        .stderr(predicate::str::contains("leave --device out"));
     for (name, text) in [("--budget", "20KB"), ("--budget", "900GB")] {
         nexaquant()
             .args(["m3", "--device", "0", name, text])

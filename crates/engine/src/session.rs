@@ -10,7 +10,7 @@ use crate::kv::{KvCache, KvLayout, KvTypeError, PAGE};
 use crate::loader::Model;
 use crate::m3::{MemoryError, Placed, Tenancy};
 use crate::model::op::{Op, RopeTable, Slot};
-use crate::opencl::{DeviceError, DeviceSession, DeviceSizes, Gpu, OpenError, Share};
+use crate::opencl::{DeviceError, DeviceSession, OpenError};
 use crate::sampler::Wanted;
 use crate::threads::{Crew, Pool, Tuner, Worker};
 use crate::weights::Place;
@@ -19,6 +19,7 @@ use nexaquant_residency::{Charge, Class};
 use std::ops::Range;
 use std::time::Instant;
 
+mod divided;
 mod prefix;
 mod shared;
 #[cfg(test)]
@@ -175,14 +176,7 @@ impl Session {
     /// As [`Session::new`]. What it holds later may be more than the budget has room for: then steps fail.
     pub fn placed(placed: &Placed, pool: &Pool, options: SessionOptions) -> Result<Self, SessionError> {
         if placed.memory().has_whole_parts() {
-            let mut session = Self::open(placed.model(), None, pool, options)?;
-            let (sizes, ropes) = (session.device_sizes(), session.ropes.clone());
-            session.device = DeviceSession::placed(placed, session.kv.layout(), ropes, sizes).map(Box::new);
-            if let Some(device) = &session.device {
-                session.host = 0;
-                (session.batch, session.outputs) = (device.sizes().batch, device.sizes().outputs);
-            }
-            return Ok(session);
+            return Self::placed_on_device(placed, pool, options);
         }
         let mut session = Self::open(placed.model(), Some(placed.enter()), pool, options)?;
         // A prompt's buffers take room from the weights; a small part of the budget is enough for them.
@@ -192,75 +186,6 @@ impl Session {
         }
         session.outputs = session.outputs.min(session.batch);
         Ok(session)
-    }
-
-    /// Opens an empty session on a device, which gets its own copy of the weights.
-    ///
-    /// # Errors
-    /// When the device has no room for model, cache and activations.
-    pub fn on_device(
-        gpu: &Gpu,
-        model: &Model,
-        pool: &Pool,
-        options: SessionOptions,
-    ) -> Result<Self, SessionError> {
-        Self::divided(gpu, model, pool, options, usize::MAX)
-    }
-
-    /// Opens an empty session whose last `layers` layers are on a device, and the others, with the embedding, on the CPU over the
-    /// mapped file. The head counts as the last layer: 1 is the head alone. [`Model::layers`] and more are the whole model, 0 is
-    /// none of it. Each side has the keys and values of its own layers.
-    ///
-    /// # Errors
-    /// When either side has no room for its share.
-    pub fn divided(
-        gpu: &Gpu,
-        model: &Model,
-        pool: &Pool,
-        options: SessionOptions,
-        layers: usize,
-    ) -> Result<Self, SessionError> {
-        if layers == 0 {
-            return Self::new(model, pool, options);
-        }
-        let mut session = Self::open(model, None, pool, options)?;
-        let share = Share::new(model, session.kv.layout(), layers);
-        let (sizes, ropes) = (session.device_sizes(), session.ropes.clone());
-        let device = DeviceSession::whole(gpu, model, &share, ropes, sizes)?;
-        session.device = Some(Box::new(device));
-        session.host = share.first;
-        if session.host > 0 {
-            session.kv = KvCache::new(share.host_kv);
-            let sizes = session.sizes(session.batch, pool.threads());
-            session.scratch = Some(Scratch::new(&sizes)?);
-        }
-        Ok(session)
-    }
-
-    /// How many layers a device has room for now, of a session [divided](Session::divided) with it.
-    pub(crate) fn room(
-        gpu: &Gpu,
-        model: &Model,
-        pool: &Pool,
-        options: SessionOptions,
-    ) -> Result<usize, SessionError> {
-        let session = Self::open(model, None, pool, options)?;
-        let fits = |layers: usize| -> Result<bool, SessionError> {
-            let share = Share::new(model, session.kv.layout(), layers);
-            let need = DeviceSession::need(gpu, model, &share, &session.ropes, session.device_sizes())?;
-            Ok(gpu.has_room(need))
-        };
-        // None needs no room; one more than all of them has none.
-        let (mut room, mut above) = (0, model.layers() + 1);
-        while room + 1 < above {
-            let half = room.midpoint(above);
-            if fits(half)? { room = half } else { above = half }
-        }
-        Ok(room)
-    }
-
-    fn device_sizes(&self) -> DeviceSizes {
-        DeviceSizes { context: self.context, batch: self.batch, outputs: self.outputs }
     }
 
     fn open(
@@ -328,6 +253,10 @@ impl Session {
     pub fn bytes(&self) -> usize {
         let device = self.device.as_ref().map_or(0, |device| device.bytes());
         device + self.kv.bytes() + self.scratch.as_ref().map_or(0, Scratch::bytes)
+    }
+    /// Of those, what a memory with a budget is charged for.
+    pub(crate) fn charged(&self) -> usize {
+        self.device.as_ref().map_or(self.bytes(), |device| device.bytes())
     }
     /// Most tokens of one forward pass.
     pub fn batch(&self) -> usize {
@@ -564,7 +493,7 @@ impl Session {
         tuner.record(start.elapsed() / tokens.len() as u32);
         finish(model, scratch, outputs.len())?;
         if let Some(device) = &mut self.device {
-            device.set_residual(scratch.rows(Slot::X, 0..tokens.len()))?;
+            device.set_residual(scratch.rows(Slot::X, 0..tokens.len()));
         }
         Ok(())
     }

@@ -286,3 +286,101 @@ fn what_does_not_fit_is_refused_with_numbers() {
     session.truncate(0);
     session.eval(&mut pool(), &tokens[..5]).unwrap();
 }
+
+/// The last layers within a budget, those before on the CPU: every cut, streaming and not, twice over what the cache keeps.
+#[test]
+fn every_cut_within_a_budget_gives_the_answer_of_the_cpu() {
+    let Some(gpu) = gpu(GpuOptions::default()) else { return };
+    let (model, mut pool) = (model("alpha"), pool());
+    let prompts = [(20..39).collect::<Vec<u32>>(), (20..30).chain(500..507).collect()];
+    let mut answers = |session: &mut Session| {
+        let mut answer = |prompt: &Vec<u32>| {
+            let go_on = |_: &str| std::ops::ControlFlow::Continue(());
+            generate(session, &mut pool, prompt, &greedy(), go_on).unwrap().tokens
+        };
+        prompts.iter().map(&mut answer).collect::<Vec<_>>()
+    };
+    let wanted = answers(&mut Session::new(&model, &device::pool(), SESSION).unwrap());
+    for budget in [700_000, 2_500_000] {
+        let memory = Memory::on_device(&gpu, MemoryOptions::new(budget)).unwrap();
+        let mut streamed = 0;
+        for layers in 1..=model.layers() + 1 {
+            let placed = memory.add_last("it", &model, layers).unwrap();
+            let part = |(name, _, bytes): (&str, u64, u64)| (name.split(' ').take(2).collect(), bytes);
+            let (mut units, sizes): (Vec<String>, Vec<u64>) = placed.parts().map(part).unzip();
+            for unit in &mut units {
+                unit.truncate(if unit.starts_with("head") { 4 } else { 99 });
+            }
+            units.dedup();
+            assert_eq!(
+                units.len(),
+                layers.min(model.layers()),
+                "nothing of what the CPU computes: {units:?}"
+            );
+            let mut session = Session::placed(&placed, &device::pool(), SESSION).unwrap();
+            assert!(answers(&mut session) == wanted, "{layers} layers within {budget}");
+            let status = &memory.status()[0];
+            let all: u64 = sizes.iter().sum();
+            if all > budget {
+                assert!(status.stats.evictions > 0, "{layers} layers within {budget}");
+                streamed += 1;
+            } else if all < budget / 2 {
+                assert_eq!(status.stats.bytes_loaded.0, all, "{layers} layers within {budget} stay");
+            }
+            drop(session);
+            memory.remove("it").unwrap();
+            assert_eq!(memory.books().used().0, 0, "something leaks");
+        }
+        assert!(memory.books().high_water.0 <= budget && streamed > 1, "{streamed}");
+    }
+}
+
+/// A cut under a budget is the cut without one, to the last bit, for every architecture; what fails on the device has not happened on
+/// the CPU either.
+#[test]
+fn every_architecture_streams_behind_layers_of_the_cpu() {
+    let Some(gpu) = gpu(GpuOptions::default()) else { return };
+    let folder = device::root().join("crates/engine/tests/golden");
+    let mut pool = pool();
+    let mut failures = 0;
+    for name in ["bitnet_b158", "gemma3", "llama_tied", "phi3", "qwen2", "qwen3"] {
+        let model = Model::load(&folder.join(format!("{name}.gguf")), LoadOptions::default()).unwrap();
+        let mut whole = Session::divided(&gpu, &model, &pool, SESSION, 2).unwrap();
+        let mut steps = |session: &mut Session| -> Result<Vec<u32>, String> {
+            let mut all = Vec::new();
+            for tokens in [&[1, 2, 3, 4, 5, 6, 7, 8, 9][..], &[8], &[9, 10], &[11]] {
+                let logits = session.eval(&mut pool, tokens).map_err(|e| e.to_string())?;
+                all.extend(logits.iter().map(|x| x.to_bits()));
+            }
+            Ok(all)
+        };
+        let wanted = steps(&mut whole).unwrap();
+        let mut within = |budget: u64| {
+            let memory = Memory::on_device(&gpu, MemoryOptions::new(budget)).map_err(|e| e.to_string())?;
+            let placed = memory.add_last("it", &model, 2).map_err(|e| e.to_string())?;
+            let mut session =
+                Session::placed(&placed, &device::pool(), SESSION).map_err(|e| e.to_string())?;
+            let got = steps(&mut session)?;
+            for n in 1..6 {
+                session.truncate(0);
+                gpu.fail_at(n);
+                failures += usize::from(steps(&mut session).is_err());
+                gpu.fail_at(0);
+            }
+            session.truncate(0);
+            assert!(steps(&mut session)? == got, "{name} after failures");
+            Ok::<_, String>((got, memory.stats().evictions > 0))
+        };
+        let mut budget = 16 << 10;
+        let (got, evicted) = loop {
+            match within(budget) {
+                Ok(found) => break found,
+                Err(error) => assert!(budget < 8 << 20, "{name}: {error}"),
+            }
+            budget += budget / 4;
+        };
+        println!("{name}: {budget} bytes");
+        assert!(got == wanted && evicted, "{name} under {budget}");
+    }
+    assert!(failures > 20, "{failures}");
+}

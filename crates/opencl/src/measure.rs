@@ -90,6 +90,21 @@ impl Device {
         Ok((bytes * many) as f64 / timed(&in_a_row, times)?.as_secs_f64())
     }
 
+    /// Bytes a second that are copied to it out of pinned memory, `bytes` at a time, or as many as the device gives where that is less.
+    /// The median of some `times`. Needs as much of its memory for that long.
+    ///
+    /// # Errors
+    /// When it has no memory to spare, or fails.
+    pub fn copy_rate(&self, bytes: usize, times: usize) -> Result<f64, Error> {
+        let bytes = bytes.clamp(64, most_read(self.found()).max(64));
+        let (queue, memory, mut pinned) = (self.queue()?, self.buffer(bytes)?, self.pinned(bytes)?);
+        // A page that was never written is one that all share.
+        pinned.bytes_mut().fill(1);
+        let pinned = Arc::new(pinned);
+        let copy = || queue.upload(&memory, 0, &pinned, 0..bytes, &[])?.wait();
+        Ok(bytes as f64 / timed(&copy, times)?.as_secs_f64().max(1e-9))
+    }
+
     /// Measures it, in about a second. Needs some memory of it for that long.
     pub fn measure(&self) -> Result<Rates, Error> {
         let found = self.found();

@@ -85,7 +85,12 @@ impl App {
 impl Inner {
     /// Makes a model known.
     pub fn add(&self, name: &str, model: &Model) -> Result<(), MemoryError> {
-        self.engine.add(name, model)?;
+        self.add_last(name, model, usize::MAX)
+    }
+
+    /// The same where a device with a budget has the last `layers` layers only.
+    pub fn add_last(&self, name: &str, model: &Model, layers: usize) -> Result<(), MemoryError> {
+        self.engine.add_last(name, model, layers)?;
         let known = Known { model: model.clone(), added: SystemTime::now(), tokens: Arc::default() };
         self.models.write().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), known);
         Ok(())

@@ -12,11 +12,11 @@ pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
     let options = options::engine(&args.engine);
     let gpu = engine::gpu(&options)?;
     let named = scenario::pinned(scenario::named(&args.models)?, &args.memory.pin)?;
-    let roles = named
+    let mut roles = named
         .iter()
         .map(|named| {
             let (model, prompt) = (engine::load(&named.source, &options)?, args.prompt as usize);
-            Ok(Role { name: named.name.clone(), model, pin: named.pin, prompt })
+            Ok(Role { name: named.name.clone(), model, pin: named.pin, prompt, layers: usize::MAX })
         })
         .collect::<Result<Vec<Role>, Failure>>()?;
     let (prompt, answer) = (args.prompt as usize, args.tokens as usize);
@@ -37,6 +37,12 @@ pub fn plan(args: &PlanArgs) -> Result<(), Failure> {
         filled: args.filled as usize,
         answer,
     };
+    let models = roles.iter().map(|role| (role.name.as_str(), &role.model));
+    let budget = rehearsal.memory.budget;
+    let layers = engine::layers(gpu.as_ref(), &options, models, rehearsal.session, budget)?;
+    for (role, layers) in roles.iter_mut().zip(layers) {
+        role.layers = layers;
+    }
     let mut pool = engine::pool(&options)?;
     let plan = rehearse(&roles, &rehearsal, gpu.as_ref(), &mut pool).map_err(Failure::input)?;
     let device = gpu.as_ref().map(|gpu| gpu.found().name.as_str());

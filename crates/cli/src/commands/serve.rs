@@ -3,10 +3,10 @@
 use crate::args::{LogFormat, ServeArgs};
 use crate::engine;
 use crate::failure::Failure;
-use crate::options;
 use crate::output::note;
 use crate::scenario::Named;
 use crate::serving::{self, Serving};
+use nexaquant_engine::Model;
 use nexaquant_engine::decide::Limits;
 use nexaquant_engine::m3::Pin;
 use nexaquant_engine::scheduler::{Engine, EngineOptions};
@@ -42,6 +42,13 @@ fn run(serving: Serving) -> Result<(), Failure> {
             "--device needs a --budget here: how much of the device the models may take",
         ));
     }
+    let models = models
+        .iter()
+        .map(|named| Ok((named, engine::load(&named.source, &options)?)))
+        .collect::<Result<Vec<_>, Failure>>()?;
+    let known = models.iter().map(|(named, model)| (named.name.as_str(), model));
+    let budget = memory.map_or(0, |memory| memory.budget);
+    let layers = engine::layers(gpu.as_ref(), &options, known, server.session, budget)?;
     let memory = memory.map(|memory| engine::memory(gpu.as_ref(), memory)).transpose()?;
     let most_requests = server.parallel.saturating_add(server.queue);
     let limits =
@@ -52,8 +59,8 @@ fn run(serving: Serving) -> Result<(), Failure> {
     let exposed = !listen.ip().is_loopback() && server.api_keys.is_empty();
     let secure = server.tls.is_some();
     let app = App::new(engine, server);
-    for named in &models {
-        add(&app, named, &options)?;
+    for ((named, model), layers) in models.iter().zip(layers) {
+        add(&app, named, model, layers)?;
     }
     if exposed {
         note(
@@ -61,7 +68,7 @@ fn run(serving: Serving) -> Result<(), Failure> {
             &format!("anybody who reaches {listen} may use this server; --api-key asks for a key"),
         );
     }
-    let names: Vec<&str> = models.iter().map(|named| named.name.as_str()).collect();
+    let names: Vec<&str> = models.iter().map(|(named, _)| named.name.as_str()).collect();
     let scheme = if secure { "https" } else { "http" };
     let ready = |address| note("", &format!("{} at {scheme}://{address}", names.join(", ")));
     nexaquant_server::serve(&app, ready).map_err(|error| match error.kind() {
@@ -70,9 +77,8 @@ fn run(serving: Serving) -> Result<(), Failure> {
     })
 }
 
-fn add(app: &App, named: &Named, options: &options::Engine) -> Result<(), Failure> {
-    let model = engine::load(&named.source, options)?;
-    app.add(&named.name, &model).map_err(Failure::input)?;
+fn add(app: &App, named: &Named, model: &Model, layers: usize) -> Result<(), Failure> {
+    app.add_last(&named.name, model, layers).map_err(Failure::input)?;
     if named.pin != Pin::None {
         let memory = app.memory().map_err(|error| Failure::Input(error.message))?;
         memory.pin(&named.name, named.pin).map_err(Failure::input)?;

@@ -118,17 +118,18 @@ pub struct RowTooBig {
     pub block: usize,
 }
 
-/// Cuts the layers and the head into parts of at most `max_blocks` blocks. The embedding's operations go to the first
-/// part; its table is no part of any, since single rows of it are read where they are needed.
+/// Cuts the layers and the head, or those units of them from `first` on, into parts of at most `max_blocks` blocks. The embedding's
+/// operations go to the first layer's part; its table is no part of any, since single rows of it are read where they are needed.
 pub(crate) fn cut(
     arch: &Architecture,
     weights: &WeightTable,
     grid: Grid,
     max_blocks: u32,
+    first: usize,
 ) -> Result<Vec<Part>, RowTooBig> {
     let mut parts: Vec<Part> = Vec::new();
     let (embedding, rest) = arch.units.split_first().map_or((&[][..], &[][..]), |(e, r)| (&e.ops, r));
-    for (i, unit) in rest.iter().enumerate() {
+    for (i, unit) in rest.iter().enumerate().skip(first.saturating_sub(1)) {
         let lead = if i == 0 { embedding } else { &[] };
         let make = |limit| -> Result<Vec<Part>, RowTooBig> {
             let mut cutter = Cutter::new(&unit.name, weights, grid, limit);
@@ -159,7 +160,7 @@ pub(crate) fn cut(
 
 /// Blocks of the largest layer if none is cut, at least 1, and of everything.
 pub(crate) fn sizes(arch: &Architecture, weights: &WeightTable, grid: Grid) -> Result<(u32, u64), RowTooBig> {
-    let parts = cut(arch, weights, grid, u32::MAX)?;
+    let parts = cut(arch, weights, grid, u32::MAX, 0)?;
     let layers = parts.split_last().map_or(&[][..], |(_head, layers)| layers);
     let largest = layers.iter().map(|part| part.blocks).max().unwrap_or(1).max(1);
     Ok((largest, parts.iter().map(|part| u64::from(part.blocks)).sum()))

@@ -236,7 +236,9 @@ impl Memory {
     ) -> Result<Placed, MemoryError> {
         let grid = match &self.0.site {
             Site::Host { grid, .. } => *grid,
-            Site::Device { arena, .. } => return self.add_to_device(arena, name, model, source),
+            Site::Device { arena, .. } => {
+                return self.add_to_device(arena, name, (model, usize::MAX), source);
+            }
         };
         let mut core = self.lock();
         if let Some(placed) = self.known(&mut core, name, model)? {
@@ -252,7 +254,7 @@ impl Memory {
             let two = room.0 / 2 / grid.block as u64;
             // Not more parts than are worth their bookkeeping.
             let most = two.clamp(1, u64::from(layer)).max(all / MOST_PARTS);
-            cut(arch, weights, grid, most as u32)?.into()
+            cut(arch, weights, grid, most as u32, 0)?.into()
         };
         let block = Bytes(grid.block as u64);
         let sizes: Vec<Size> = parts.iter().map(|part| Size::paged(Bytes(part.bytes), block)).collect();

@@ -9,7 +9,7 @@ use super::places::ALIGN;
 use super::source::Source;
 use crate::loader::Model;
 use crate::model::op::{MatrixId, Op};
-use crate::opencl::{DeviceError, DeviceModel, Gpu, least_session};
+use crate::opencl::{DeviceError, DeviceModel, Gpu, first_unit, least_session};
 use nexaquant_kernels::KvType;
 use nexaquant_residency::{Bytes, Class, Size, State, UnitId};
 use std::sync::Arc;
@@ -66,12 +66,33 @@ impl Memory {
         memory.place(&mut memory.lock(), arena, &name, device, source)
     }
 
-    /// Not under the lock: compiling and packing take a while, and others compute meanwhile.
+    /// As [`Memory::add`], with a place on the device for the last `layers` layers of the model alone, the head counted as one and
+    /// taken in any case. The CPU computes what comes before them, over the mapped file. A model that has a place already keeps
+    /// the layers it has there, and a memory of the host has all of them.
+    pub fn add_last(&self, name: &str, model: &Model, layers: usize) -> Result<Placed, MemoryError> {
+        self.add_last_from(name, model, layers, self.open_source(model)?)
+    }
+
+    /// The same with the bytes from somewhere else.
+    pub(super) fn add_last_from(
+        &self,
+        name: &str,
+        model: &Model,
+        layers: usize,
+        source: Arc<dyn Source>,
+    ) -> Result<Placed, MemoryError> {
+        match self.device() {
+            Some(arena) => self.add_to_device(arena, name, (model, layers), source),
+            None => self.add_from(name, model, source),
+        }
+    }
+
+    /// The last layers of a model. Not under the lock: compiling and packing take a while, and others compute meanwhile.
     pub(super) fn add_to_device(
         &self,
         arena: &DeviceArena,
         name: &str,
-        model: &Model,
+        (model, layers): (&Model, usize),
         source: Arc<dyn Source>,
     ) -> Result<Placed, MemoryError> {
         let room = {
@@ -81,15 +102,17 @@ impl Memory {
             }
             core.room()
         };
-        let (arch, weights) = (model.architecture(), model.weights());
+        let (arch, weights, first) =
+            (model.architecture(), model.weights(), first_unit(model, layers.max(1)));
         let row = (0..arch.matrices.len()).map(|i| weights.row_bytes(MatrixId(i))).max().unwrap_or(0);
         let grid = Grid { block: row.max(STEP), align: 1 };
         let (layer, all) = sizes(arch, weights, grid)?;
         let fixed = weights.vector_bytes() + ALIGN * arch.vectors.len() as u64;
-        let room = room.saturating_sub(Bytes(fixed)).saturating_sub(least_session(&arena.gpu, model));
+        let room = room.saturating_sub(Bytes(fixed)).saturating_sub(least_session(&arena.gpu, model, first));
         let two = room.0 / 2 / grid.block as u64;
         let most = two.clamp(1, u64::from(layer)).max(all / MOST_PARTS);
-        let mut device = DeviceModel::new(&arena.gpu, model, cut(arch, weights, grid, most as u32)?, true);
+        let parts = cut(arch, weights, grid, most as u32, first)?;
+        let mut device = DeviceModel::new(&arena.gpu, model, first, parts, true);
         device.zeros = source.is_nothing();
         // A device that cannot compile the program says so now.
         device.kernel(KvType::F16, true)?;
@@ -137,8 +160,7 @@ impl Memory {
 pub(crate) fn whole(gpu: &Gpu, model: &Model, first: usize) -> Result<DeviceModel, MemoryError> {
     let (arch, weights) = (model.architecture(), model.weights());
     // A part for each unit but the embedding.
-    let mut parts = cut(arch, weights, Grid { block: usize::MAX / 2, align: 1 }, 1)?;
-    parts.drain(..first.saturating_sub(1));
+    let mut parts = cut(arch, weights, Grid { block: usize::MAX / 2, align: 1 }, 1, first)?;
     let table = arch.embedding;
     let multiplies = |op: &Op| match op {
         Op::MatMul { products, .. } => products.iter().any(|product| product.matrix == table),
@@ -148,7 +170,7 @@ pub(crate) fn whole(gpu: &Gpu, model: &Model, first: usize) -> Result<DeviceMode
         let rows = arch.matrices[table.0].rows;
         parts.push(Part::table("embedding", table, rows, weights.bytes(table)));
     }
-    Ok(DeviceModel::new(gpu, model, parts, false))
+    Ok(DeviceModel::new(gpu, model, first, parts, false))
 }
 
 impl Core {

@@ -101,6 +101,11 @@ impl Placed {
         &self.memory
     }
 
+    /// The first unit that the device computes, where the memory is one's.
+    pub(crate) fn first(&self) -> usize {
+        self.resident.device.as_ref().map_or(0, |device| device.first)
+    }
+
     /// Whether both are the same place.
     pub fn is(&self, other: &Placed) -> bool {
         Arc::ptr_eq(&self.resident, &other.resident)

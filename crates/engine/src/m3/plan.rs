@@ -35,6 +35,9 @@ pub struct Role {
     pub pin: Pin,
     /// Tokens of its prompt.
     pub prompt: usize,
+    /// Of a memory on a device: the last layers that have a place there, as in [`Memory::add_last`]. The CPU computes the others for
+    /// real, out of the file.
+    pub layers: usize,
 }
 
 /// What is planned.
@@ -263,7 +266,7 @@ pub fn plan(
     let mut rates = Vec::new();
     let mut placed = Vec::new();
     for role in roles {
-        let place = memory.add_from(&role.name, &role.model, Arc::new(Nothing))?;
+        let place = memory.add_last_from(&role.name, &role.model, role.layers, Arc::new(Nothing))?;
         rates.push(match &device {
             Some(device) => copy_rate(device, &place),
             None => read_rate(&role.model, rehearsal.memory, pool)?,
@@ -304,7 +307,7 @@ pub fn plan(
                     name: role.name.clone(),
                     weight_bytes: role.model.weight_bytes_per_token(),
                     block_bytes: place.parts().map(|(_, _, bytes)| bytes).sum(),
-                    session_bytes: session.bytes() as u64,
+                    session_bytes: session.charged() as u64,
                     parts: status.map_or_else(Vec::new, |m| m.units.into_iter().map(part).collect()),
                     prompt,
                     tokens: typical(&later[if answer > SETTLING { SETTLING } else { 0 }..]),

@@ -3,6 +3,7 @@
 use super::compile::{record_bytes, tile};
 use super::gpu::Gpu;
 use super::phase::WORDS;
+use super::placement::Share;
 use crate::kv::{KvLayout, PAGE};
 use crate::loader::Model;
 use crate::model::op::{MatrixId, RopeTable, Slot};
@@ -103,13 +104,25 @@ impl Layout {
     }
 }
 
-/// Bytes of the smallest session of a model that can do a step, about.
-pub(crate) fn least_session(gpu: &Gpu, model: &Model) -> Bytes {
+/// Bytes of the smallest session that can do a step with a model's units from `first` on, about.
+pub(crate) fn least_session(gpu: &Gpu, model: &Model, first: usize) -> Bytes {
     let arch = model.architecture();
     let ropes = arch.rope_tables(arch.hparams.context_length.min(1), |id| model.weights().vector(id));
-    let sizes = Sizes { context: 1, batch: 1, outputs: 1 };
-    let page = KvLayout::new(&arch.hparams, KvType::F16).map_or(0, |layout| layout.page_bytes());
-    let phases: usize = arch.units.iter().map(|unit| unit.ops.len()).sum();
-    let bytes = Layout::new(gpu, model, &ropes, sizes, true).bytes + phases * WORDS * 4;
-    Bytes((bytes + page.next_multiple_of(256)) as u64)
+    let page =
+        KvLayout::new(&arch.hparams, KvType::F16).map_or(0, |kv| Share::from(first, &kv).kv.page_bytes());
+    Bytes(session_of_one(gpu, model, &ropes, page, 1))
+}
+
+/// Bytes of a session that holds `context` positions, in pages of `page` bytes, and makes steps of one token, about.
+pub(super) fn session_of_one(
+    gpu: &Gpu,
+    model: &Model,
+    ropes: &[RopeTable],
+    page: usize,
+    context: usize,
+) -> u64 {
+    let phases: usize = model.architecture().units.iter().map(|unit| unit.ops.len()).sum();
+    let sizes = Sizes { context, batch: 1, outputs: 1 };
+    let pages = context.div_ceil(PAGE) * page.max(1).next_multiple_of(256);
+    (Layout::new(gpu, model, ropes, sizes, true).bytes + phases * WORDS * 4 + pages) as u64
 }

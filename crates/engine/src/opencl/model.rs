@@ -49,6 +49,8 @@ pub(crate) struct Fixed {
 pub(crate) struct DeviceModel {
     gpu: Gpu,
     pub model: Model,
+    /// The first unit that it computes; 0: all of them.
+    pub first: usize,
     pub(super) matrices: Vec<OnDevice>,
     pub parts: Arc<[Part]>,
     /// Of each part.
@@ -83,8 +85,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl DeviceModel {
-    /// Sees what the device makes of the parts. `keep`: parts come and go, so that they stay in host memory.
-    pub fn new(gpu: &Gpu, model: &Model, mut parts: Vec<Part>, keep: bool) -> Self {
+    /// Sees what the device makes of the parts, of the units from `first` on. `keep`: parts come and go, so that they stay in host
+    /// memory.
+    pub fn new(gpu: &Gpu, model: &Model, first: usize, mut parts: Vec<Part>, keep: bool) -> Self {
         let (weights, file) = (model.weights(), model.file());
         let matrices: Vec<OnDevice> = (0..model.architecture().matrices.len())
             .map(|i| {
@@ -125,7 +128,7 @@ impl DeviceModel {
         let (model, parts, fixed) = (model.clone(), parts.into(), OnceLock::new());
         let kernels = Mutex::new(HashMap::new());
         let (gpu, zeros) = (gpu.clone(), false);
-        Self { gpu, model, matrices, parts, pieces, table, fixed, kernels, images, keep, zeros }
+        Self { gpu, model, first, matrices, parts, pieces, table, fixed, kernels, images, keep, zeros }
     }
 
     /// The kernel of steps of one token (`single`) or of several, compiled when it is first asked for. Its arguments are one

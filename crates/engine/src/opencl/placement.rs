@@ -2,13 +2,16 @@
 //!
 //! The device has the end of it, so that logits and what is chosen by them are its own and a step crosses over once. How many
 //! layers that are somebody says, or the rates at which both sides read memory do: a token costs little more than reading the
-//! weights.
+//! weights. Under a budget the device's layers may be more than stay there ([`Within`]): then copying them counts, too.
 
 use super::gpu::Gpu;
+use super::layout::session_of_one;
 use super::session::OpenError;
 use crate::kv::KvLayout;
 use crate::limits::quick_read_rate;
 use crate::loader::Model;
+use crate::m3::whole;
+use crate::model::op::RopeTable;
 use crate::session::{Session, SessionError, SessionOptions};
 use crate::threads::Pool;
 
@@ -24,16 +27,20 @@ pub(crate) struct Share {
 }
 
 /// The first unit of a device that has the last `layers` layers.
-fn first(model: &Model, layers: usize) -> usize {
+pub(crate) fn first_unit(model: &Model, layers: usize) -> usize {
     if layers >= model.layers() { 0 } else { model.layers() + 1 - layers }
 }
 
 impl Share {
     /// The last `layers` layers, the head counted as one; `kv` is a page's layout for all of them.
     pub fn new(model: &Model, kv: &KvLayout, layers: usize) -> Self {
-        let first = first(model, layers);
+        Self::from(first_unit(model, layers), kv)
+    }
+
+    /// The units from `first` on.
+    pub fn from(first: usize, kv: &KvLayout) -> Self {
         let cut = first.saturating_sub(1);
-        Self { first, kv: kv.only(&(cut..model.layers())), host_kv: kv.only(&(0..cut)) }
+        Self { first, kv: kv.only(&(cut..usize::MAX)), host_kv: kv.only(&(0..cut)) }
     }
 }
 
@@ -65,6 +72,7 @@ pub struct Measured {
 const HOST_BYTES: usize = 128 << 20;
 const DEVICE_BYTES: usize = 256 << 20;
 const DEVICE_RUNS: usize = 3;
+const COPY_RUNS: usize = 9;
 
 impl Measured {
     /// Measures both sides, in some tenths of a second, and finds out how much of a session the device has room for.
@@ -94,15 +102,169 @@ impl Placement {
     /// The last `layers` layers on the device, or all if that is more than there are.
     pub fn new(model: &Model, layers: usize) -> Self {
         let all = model.layers();
-        let first = if layers == 0 { all + 1 } else { first(model, layers) };
+        let first = if layers == 0 { all + 1 } else { first_unit(model, layers) };
         let (host_bytes, device_bytes) = (model.read_of(0..first), model.read_of(first..all + 1));
         Self { layers: layers.min(all), all, host_bytes, device_bytes }
+    }
+}
+
+/// What a token moves where the device has a number of layers within a budget.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Cut {
+    /// Bytes of matrices that the CPU reads.
+    pub host: u64,
+    /// The same of the device.
+    pub device: u64,
+    /// Bytes that are copied to the device; `None` where the budget has no room for a session.
+    pub copied: Option<u64>,
+}
+
+/// What every cut of a model takes within a budget of a device: none of its layers there, one, and so on up to all; and the bytes of
+/// the largest.
+pub(crate) fn cuts(
+    gpu: &Gpu,
+    model: &Model,
+    budget: u64,
+    kv: &KvLayout,
+    ropes: &[RopeTable],
+    context: usize,
+) -> Result<(Vec<Cut>, u64), OpenError> {
+    // Parts are the units but the embedding, whose table stays in its file.
+    let device = whole(gpu, model, 1)?;
+    let bytes: Vec<u64> = device.parts.iter().map(|part| part.bytes).collect();
+    let largest = bytes.iter().copied().max().unwrap_or(0);
+    let cut = |layers: usize| {
+        let (place, page) = (Placement::new(model, layers), Share::new(model, kv, layers).kv.page_bytes());
+        let session = session_of_one(gpu, model, ropes, page, context);
+        let room = budget.saturating_sub(device.fixed_bytes() as u64 + session);
+        let all: u64 = bytes[bytes.len() - layers..].iter().sum();
+        let copied = match room {
+            _ if layers == 0 || all <= room => Some(0),
+            0 => None,
+            // One part is used and another comes in: these two do not stay.
+            _ => Some((all - room + 2 * largest.min(room / 2)).min(all)),
+        };
+        Cut { host: place.host_bytes, device: place.device_bytes, copied }
+    };
+    Ok(((0..=bytes.len()).map(cut).collect(), largest))
+}
+
+/// What a placement within a budget was decided by.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Within {
+    /// For each number of layers on the device, from none on.
+    cuts: Vec<Cut>,
+    /// Bytes a second that the CPU reads, all workers together.
+    pub host_rate: f64,
+    /// The same of the device.
+    pub device_rate: f64,
+    /// Bytes a second that are copied to the device.
+    pub copy_rate: f64,
+}
+
+impl Within {
+    /// Measures reading on both sides and copying between them, in some tenths of a second, and finds out what each cut takes of a
+    /// budget with the cache of a whole context.
+    ///
+    /// # Errors
+    /// When the device fails, or the session is impossible anywhere.
+    pub fn now(
+        gpu: &Gpu,
+        model: &Model,
+        pool: &mut Pool,
+        options: SessionOptions,
+        budget: u64,
+    ) -> Result<Self, SessionError> {
+        let (cuts, part) = Session::cuts(gpu, model, pool, options, budget)?;
+        let host_rate = quick_read_rate(pool, model.ops(), HOST_BYTES);
+        let device_rate = gpu.device.read_rate(DEVICE_BYTES, DEVICE_RUNS).map_err(OpenError::Device)?;
+        let copy_rate = gpu.device.copy_rate(part as usize, COPY_RUNS).map_err(OpenError::Device)?;
+        Ok(Self { cuts, host_rate, device_rate, copy_rate })
+    }
+
+    /// The most layers that stay on the device, once they are there.
+    pub fn room(&self) -> usize {
+        self.cuts.iter().rposition(|cut| cut.copied == Some(0)).unwrap_or(0)
+    }
+
+    /// Seconds of a token with the last `layers` layers on the device, or all if that is more than there are. One side works after
+    /// the other; what the device copies it copies while it computes.
+    pub fn token(&self, layers: usize) -> f64 {
+        let Cut { host, device, copied } = self.cuts[layers.min(self.cuts.len() - 1)];
+        let time = |bytes: u64, rate: f64| if bytes == 0 { 0.0 } else { bytes as f64 / rate };
+        let copying = copied.map_or(f64::INFINITY, |bytes| time(bytes, self.copy_rate));
+        time(host, self.host_rate) + time(device, self.device_rate).max(copying)
+    }
+
+    /// Bytes that are copied for a token then.
+    pub fn copied(&self, layers: usize) -> u64 {
+        self.cuts[layers.min(self.cuts.len() - 1)].copied.unwrap_or(0)
+    }
+
+    /// The number of layers on the device that makes a token cheapest; the smallest of several.
+    pub fn layers(&self) -> usize {
+        let cheaper = |best, layers| if self.token(layers) < self.token(best) { layers } else { best };
+        (1..self.cuts.len()).fold(0, cheaper)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Ten layers of a gigabyte, of which the budget keeps four; two of those go where others come in.
+    fn within(host_rate: f64, device_rate: f64, copy_rate: f64) -> Within {
+        let cut = |layers: u64| {
+            let copied = if layers <= 4 { 0 } else { layers - 2 };
+            Cut { host: (10 - layers) << 30, device: layers << 30, copied: Some(copied << 30) }
+        };
+        Within { cuts: (0..=10).map(cut).collect(), host_rate, device_rate, copy_rate }
+    }
+
+    #[test]
+    fn layers_that_do_not_stay_go_where_a_token_is_faster() {
+        for (host, device, copy, layers) in [
+            // Copying is slower than the CPU: what stays.
+            (20e9, 800e9, 10e9, 4),
+            // Faster, but not by what goes for those that come.
+            (20e9, 800e9, 24e9, 4),
+            // Fast enough.
+            (20e9, 800e9, 60e9, 10),
+            // The device is slower than the CPU.
+            (20e9, 19e9, 60e9, 0),
+            (20e9, 20e9, 60e9, 0),
+            // Copies hide behind computing, up to a point; computing there is no gain then.
+            (20e9, 30e9, 1000e9, 10),
+            (0.0, 800e9, 10e9, 10),
+        ] {
+            let found = within(host, device, copy);
+            assert_eq!((found.layers(), found.room()), (layers, 4), "{host} {device} {copy}");
+            assert!((0..=10).all(|n| found.token(n) >= found.token(layers)));
+        }
+        let ms = within(20e9, 800e9, 10e9).token(6) * 20e9 / f64::from(1 << 30);
+        assert!((ms - (4.0 + 2.0 * 4.0)).abs() < 1e-9, "{ms}");
+    }
+
+    #[test]
+    fn every_cut_takes_of_a_budget_what_does_not_fit_it() {
+        let Ok(found) = super::super::find() else { return println!("SKIPPED opencl") };
+        let gpu = Gpu::open(&found[0], super::super::GpuOptions::default()).unwrap();
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/alpha.gguf");
+        let model = Model::load(&path, crate::LoadOptions::default()).unwrap();
+        let kv = KvLayout::new(&model.architecture().hparams, nexaquant_kernels::KvType::F16).unwrap();
+        let of = |budget| cuts(&gpu, &model, budget, &kv, &[], 64).unwrap();
+        let (roomy, largest) = of(64 << 20);
+        assert_eq!(roomy.len(), model.layers() + 1);
+        assert!(roomy.iter().all(|cut| cut.copied == Some(0)) && largest > 0);
+        let (tight, _) = of(2_500_000);
+        let copied: Vec<u64> = tight.iter().map(|cut| cut.copied.unwrap()).collect();
+        assert!(copied.is_sorted() && copied[1] == 0 && copied[model.layers()] > 1 << 20, "{copied:?}");
+        for (cut, whole) in tight.iter().zip(&roomy) {
+            assert_eq!((cut.host, cut.device), (whole.host, whole.device));
+        }
+        let (none, _) = of(1000);
+        assert!(none[0].copied == Some(0) && none[1..].iter().all(|cut| cut.copied.is_none()), "{none:?}");
+    }
 
     #[test]
     fn the_faster_side_gets_what_it_has_room_for() {

@@ -57,6 +57,7 @@ pub(crate) struct DeviceSession {
     logits: Vec<f32>,
     /// Bytes on their way.
     raw: Vec<u8>,
+    /// What a step begins with: rows of the embedding in the file's format, or of the residual stream.
     rows: Vec<u8>,
     /// After everything that was paid for.
     tenancy: Tenancy,
@@ -224,13 +225,10 @@ impl DeviceSession {
         }
         bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
     }
-    /// Begins a step whose first layers the host has computed: their result, a row a token.
-    pub fn set_residual(&mut self, rows: &[f32]) -> Result<(), Error> {
-        let Some(scratch) = &self.scratch else { unreachable!("kept where the whole share stays") };
-        let at = scratch.layout.slots[Slot::X as usize].0 as usize * 16;
-        self.raw.clear();
-        self.raw.extend(rows.iter().flat_map(|x| x.to_le_bytes()));
-        self.arena.compute().write(&self.arena.buffer, at, &self.raw)
+    /// What the next step begins with where the host has computed the first layers: their result, a row a token.
+    pub fn set_residual(&mut self, rows: &[f32]) {
+        self.rows.clear();
+        self.rows.extend(rows.iter().flat_map(|x| x.to_le_bytes()));
     }
     /// Gives up the buffers until the next step.
     pub fn rest(&mut self) {
@@ -509,19 +507,24 @@ impl DeviceSession {
         Ok((last, from))
     }
 
-    /// Tokens, or the embedding's rows and the angles of their positions.
+    /// Tokens, or the embedding's rows and the angles of their positions. Where the host has computed the first layers, what it has
+    /// made of the tokens in place of them.
     fn write_inputs(&mut self, queue: &Queue, tokens: &[u32], pos: usize) -> Result<(), Stopped> {
         let Some(Scratch { layout, .. }) = &self.scratch else { unreachable!("made by `ready`") };
         let arch = self.device.model.architecture();
-        let buffer = &self.arena.buffer;
+        let (buffer, above) = (&self.arena.buffer, self.device.first > 0);
         if self.tenancy.is_whole() {
-            if tokens.len() > 1 {
+            if above {
+                queue.write(buffer, layout.slots[Slot::X as usize].0 as usize * 16, &self.rows)?;
+            } else if tokens.len() > 1 {
                 let bytes: Vec<u8> = tokens.iter().flat_map(|t| t.to_le_bytes()).collect();
                 queue.write(buffer, layout.tokens as usize * 16, &bytes)?;
             }
             return Ok(());
         }
-        self.tenancy.gather(tokens, &mut self.rows)?;
+        if !above {
+            self.tenancy.gather(tokens, &mut self.rows)?;
+        }
         let (x, width) = layout.slots[Slot::X as usize];
         let first = layout.angles.first().copied().unwrap_or(x);
         let at = |line: u32| (line - first) as usize * 16;
@@ -531,6 +534,10 @@ impl DeviceSession {
             put_angles(&mut self.raw, table, pos..pos + tokens.len());
         }
         self.raw.resize(at(x), 0);
+        if above {
+            self.raw.extend_from_slice(&self.rows);
+            return Ok(queue.write(buffer, first as usize * 16, &self.raw)?);
+        }
         let (weights, table) = (self.device.model.weights(), arch.embedding);
         let scale = arch.units.iter().flat_map(|unit| &unit.ops).find_map(|op| match op {
             Op::Embed { scale, .. } => Some(*scale),

@@ -343,11 +343,16 @@ impl Engine {
 
     /// Makes a model known under a name, at any time.
     pub fn add(&self, name: &str, model: &Model) -> Result<(), MemoryError> {
+        self.add_last(name, model, usize::MAX)
+    }
+
+    /// The same where a device with a budget has the last `layers` layers only, as in [`Memory::add_last`].
+    pub fn add_last(&self, name: &str, model: &Model, layers: usize) -> Result<(), MemoryError> {
         match &*self.home {
             Home::Memory(memory) => {
                 // What is only kept in case it is of use takes no room from a model.
                 self.forget(None);
-                memory.add(name, model).map(|_| ())
+                memory.add_last(name, model, layers).map(|_| ())
             }
             Home::Mapped(models) => match Self::mapped(models).entry(name.to_owned()) {
                 std::collections::btree_map::Entry::Vacant(entry) => {

@@ -71,6 +71,9 @@ pub fn m3(mut args: M3Args) -> Result<(), Failure> {
     let session =
         SessionOptions { context: options.context.unwrap_or(needed).max(needed), ..options.session(0) };
 
+    let budget = scenario.memory.budget;
+    let known = models.iter().map(|(name, model)| (name.as_str(), model));
+    let layers = engine::layers(gpu.as_ref(), &options, known, session, budget)?;
     // In a pool of its own, which is gone before the engine makes one. What the run would be refused with, it is refused
     // with here.
     let planned = {
@@ -82,6 +85,7 @@ pub fn m3(mut args: M3Args) -> Result<(), Failure> {
             model: models[i].1.clone(),
             pin: named.pin,
             prompt: longest(Some(i)),
+            layers: layers[i],
         };
         let roles: Vec<Role> = scenario.models.iter().enumerate().map(role).collect();
         plan(&roles, &rehearsal, gpu.as_ref(), &mut pool).map_err(Failure::input)?
@@ -102,8 +106,8 @@ pub fn m3(mut args: M3Args) -> Result<(), Failure> {
         most_requests: asked.len(),
     })
     .map_err(|error| engine::threads(&error))?;
-    for ((name, model), named) in models.iter().zip(&scenario.models) {
-        engine.add(name, model).map_err(Failure::input)?;
+    for (((name, model), named), layers) in models.iter().zip(&scenario.models).zip(&layers) {
+        engine.add_last(name, model, *layers).map_err(Failure::input)?;
         if named.pin != Pin::None {
             memory.pin(name, named.pin).map_err(Failure::input)?;
             memory.get(name).and_then(|placed| placed.load(named.pin)).map_err(Failure::input)?;

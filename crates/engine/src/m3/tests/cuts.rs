@@ -119,7 +119,7 @@ fn every_cut_of_every_model_covers_every_row_once_and_keeps_the_order() {
                 for max_blocks in [1, 2, 3, 7, u32::MAX] {
                     let context = format!("{name}, blocks of {block}, align {align}, at most {max_blocks}");
                     let grid = Grid { block, align };
-                    let parts = match cut(arch, weights, grid, max_blocks) {
+                    let parts = match cut(arch, weights, grid, max_blocks, 0) {
                         Ok(parts) => parts,
                         // Rightly: a row may begin at the end of a sector.
                         Err(error) => {
