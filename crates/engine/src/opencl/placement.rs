@@ -120,7 +120,7 @@ pub(crate) struct Cut {
 }
 
 /// What every cut of a model takes within a budget of a device: none of its layers there, one, and so on up to all; and the bytes of
-/// the largest.
+/// the largest layer.
 pub(crate) fn cuts(
     gpu: &Gpu,
     model: &Model,
@@ -132,7 +132,9 @@ pub(crate) fn cuts(
     // Parts are the units but the embedding, whose table stays in its file.
     let device = whole(gpu, model, 1)?;
     let bytes: Vec<u64> = device.parts.iter().map(|part| part.bytes).collect();
-    let largest = bytes.iter().copied().max().unwrap_or(0);
+    // The head is cut until its parts are no larger than a layer.
+    let layers = &bytes[..bytes.len() - usize::from(bytes.len() > 1)];
+    let largest = layers.iter().copied().max().unwrap_or(0);
     let cut = |layers: usize| {
         let (place, page) = (Placement::new(model, layers), Share::new(model, kv, layers).kv.page_bytes());
         let session = session_of_one(gpu, model, ropes, page, context);
@@ -203,7 +205,9 @@ impl Within {
 
     /// The number of layers on the device that makes a token cheapest; the smallest of several.
     pub fn layers(&self) -> usize {
-        let cheaper = |best, layers| if self.token(layers) < self.token(best) { layers } else { best };
+        // By more than what rounding makes of it.
+        let gain = |best, layers| self.token(layers) < self.token(best) * (1.0 - 1e-9);
+        let cheaper = |best, layers| if gain(best, layers) { layers } else { best };
         (1..self.cuts.len()).fold(0, cheaper)
     }
 }
@@ -239,7 +243,7 @@ mod tests {
         ] {
             let found = within(host, device, copy);
             assert_eq!((found.layers(), found.room()), (layers, 4), "{host} {device} {copy}");
-            assert!((0..=10).all(|n| found.token(n) >= found.token(layers)));
+            assert!((0..=10).all(|n| found.token(n) >= found.token(layers) * (1.0 - 1e-9)));
         }
         let ms = within(20e9, 800e9, 10e9).token(6) * 20e9 / f64::from(1 << 30);
         assert!((ms - (4.0 + 2.0 * 4.0)).abs() < 1e-9, "{ms}");

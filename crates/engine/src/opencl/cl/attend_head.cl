@@ -49,12 +49,12 @@ static ALWAYS bool OF_PHASE(known_phase_)(const Ctx *c, const Meeting *meeting) 
     for (uint i = 0; i < EACH_ROW / 2; i++) key.of[i] = (uint4)(0);
 #pragma unroll
     for (uint i = 0; i < LOADS; i++) v.of[i] = (uint4)(0);
-    global const float *turn = FLOATS(c, P[ROPE], (K(OF_STEP) ? 0 : pos) * 2 * pairs);
+    global const float *rotation = FLOATS(c, P[ROPE], (K(OF_STEP) ? 0 : pos) * 2 * pairs);
 #if SIMPLE
     // A pair of the query, of the key, and one value.
     const uint pair = c->tid % pairs, a = K(HALVES) ? pair : 2 * pair, b = K(HALVES) ? a + pairs : a + 1;
     const uint of_value = T >= 2 * d ? c->tid - d : c->tid;
-    const float co = turn[pair], si = turn[pairs + pair];
+    const float co = rotation[pair], si = rotation[pairs + pair];
 #endif
     global const float *x = FLOATS(c, P[IN], 0);
     float x0 = 0, x1 = 0, new_v = 0;
@@ -92,7 +92,7 @@ static ALWAYS bool OF_PHASE(known_phase_)(const Ctx *c, const Meeting *meeting) 
     const uint i = min(c->tid, d - 1);
     const float new_q = x[K(IN_AT) + first * d + i], new_k = x[K(K_AT) + head * d + i];
     new_v = x[K(V_AT) + head * d + i];
-    const float angle = turn[min(c->tid, 2 * pairs - 1)];
+    const float angle = rotation[min(c->tid, 2 * pairs - 1)];
     if (c->tid < d) { q[i] = new_q; k[i] = new_k; k[d + i] = new_v; }
     if (c->tid < 2 * pairs) angles[c->tid] = angle;
     LOCAL_BARRIER;
