@@ -199,7 +199,7 @@ fn why(gpu: &Gpu, found: &Measured, all: usize) -> String {
     let (host, device) = (host_rate / 1e9, device_rate / 1e9);
     let name = &gpu.found().name;
     format!(
-        "measured: {name} reads {device:.1} GB/s and has room for {room} of {all} layers; the CPU reads {host:.1} GB/s"
+        "measured: {name} computes {device:.1} GB/s of weights and has room for {room} of {all} layers; the CPU computes {host:.1} GB/s"
     )
 }
 
@@ -214,8 +214,8 @@ fn why_within(gpu: &Gpu, found: &Within, all: usize, budget: u64) -> String {
         _ => "no room".to_owned(),
     };
     format!(
-        "measured: {name} reads {device:.1} GB/s, is copied to at {copy:.1} GB/s and keeps {room} of {all} layers within {}; the CPU \
-         reads {host:.1} GB/s; a token with {layers} layers on the device: {}, {} of it copied; with those that stay: {}; with all: \
+        "measured: {name} computes {device:.1} GB/s of weights, is copied to at {copy:.1} GB/s and keeps {room} of {all} layers within {}; the CPU \
+         computes {host:.1} GB/s; a token with {layers} layers on the device: {}, {} of it copied; with those that stay: {}; with all: \
          {}; with none: {}",
         bytes(budget),
         time(layers),

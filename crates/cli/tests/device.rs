@@ -117,7 +117,7 @@ fn a_model_partly_on_a_device_answers_scores_and_chats_the_same() {
         ("15", "note: computing on "),
         ("4000", "note: computing on "),
         ("all", "note: computing on "),
-        ("auto", "of 15 layers; the CPU reads "),
+        ("auto", "of 15 layers; the CPU computes "),
     ] {
         let divided = ["--device", "0", "-ngl", layers];
         let said = predicate::str::contains(wanted);

@@ -16,6 +16,10 @@
 
 #![deny(unsafe_code)]
 
+// What the tests of the folder beside this one use, tests in here use by the same name.
+#[cfg(test)]
+extern crate self as nexaquant_engine;
+
 pub mod chat;
 mod cpu;
 pub mod decide;

@@ -105,12 +105,6 @@ pub fn memory_rates(pool: &mut Pool) -> MemoryRates {
     rates
 }
 
-/// Bytes a second that all workers together read from a region of `bytes`: one measurement, in some hundredths of a second. 0 where
-/// the system gives no such region.
-pub(crate) fn quick_read_rate(pool: &mut Pool, ops: Ops, bytes: usize) -> f64 {
-    Region::new(bytes).map_or(0.0, |region| read_rate(pool, ops, region.bytes(), Duration::ZERO))
-}
-
 fn copy_rate(pool: &mut Pool) -> f64 {
     let region = (REGIONS / pool.threads() / 2).next_multiple_of(1 << 20);
     let times = Mutex::new(Vec::new());

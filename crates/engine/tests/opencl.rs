@@ -4,7 +4,7 @@
 
 mod device;
 
-use device::{gpu, pool, root};
+use device::{gpu, model, pool, root, with_sub_groups};
 use nexaquant_engine::kernels::{KvType, Mode};
 use nexaquant_engine::opencl::{Gpu, GpuOptions, Measured, OpenError};
 use nexaquant_engine::sampler::SamplingParams;
@@ -151,6 +151,21 @@ fn greedy_answers_are_those_of_the_cpu_on_every_path() {
             let layers = model.layers() / 2;
             let got = answer(Session::divided(gpu, &model, &pool(), sizes, layers).unwrap());
             assert_eq!(got, expected, "{name}, {layers} layers on {}", gpu.path());
+        }
+    }
+}
+
+#[test]
+fn sub_groups_give_the_answers_of_the_cpu() {
+    for gpu in with_sub_groups() {
+        for name in ["alpha", "beta", "gamma", "delta"] {
+            let model = model(name);
+            let prompt = some_tokens(&model, 37);
+            let answer = |mut session: Session| greedy(&mut session, &prompt, 40);
+            let sizes = SessionOptions { context: 256, ..SessionOptions::default() };
+            let expected = answer(Session::new(&model, &pool(), sizes).unwrap());
+            let got = answer(Session::on_device(&gpu, &model, &pool(), sizes).unwrap());
+            assert_eq!(got, expected, "{name} on {}", gpu.path());
         }
     }
 }

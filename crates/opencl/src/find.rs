@@ -36,6 +36,8 @@ pub struct Found {
     pub exact_division: bool,
     /// NVIDIA's compute capability times ten; 0 elsewhere, and where the driver does not tell.
     pub sm: u32,
+    /// Sizes of sub-groups that kernels can have, where the driver tells them.
+    pub sub_groups: Vec<usize>,
     /// Names of extensions.
     pub extensions: Vec<String>,
 }
@@ -45,11 +47,27 @@ impl Found {
     pub fn has(&self, extension: &str) -> bool {
         self.extensions.iter().any(|e| e == extension)
     }
+    /// The first number of its version; 1 where that is not what the standard says.
+    pub fn major(&self) -> u32 {
+        let number = self.version.strip_prefix("OpenCL ").and_then(|v| v.split('.').next());
+        number.and_then(|n| n.parse().ok()).unwrap_or(1)
+    }
+    /// The compiler's option for the newest OpenCL C that this program knows and the device has: without it compilers take 1.2.
+    pub fn c_standard(&self) -> &'static str {
+        match self.major() {
+            0 | 1 => "",
+            2 => " -cl-std=CL2.0",
+            _ => " -cl-std=CL3.0",
+        }
+    }
     /// Made by NVIDIA: its compiler takes inline PTX.
     pub fn is_nvidia(&self) -> bool {
         self.gpu && self.vendor.contains("NVIDIA")
     }
 }
+
+/// With this a kernel says how large its sub-groups are.
+pub(crate) const CHOSEN_SIZE: &str = "cl_intel_required_subgroup_size";
 
 /// Every device of every platform.
 ///
@@ -73,11 +91,24 @@ pub fn find() -> Result<Vec<Found>, Error> {
 // `cl_nv_device_attribute_query`.
 const COMPUTE_CAPABILITY_MAJOR: u32 = 0x4000;
 const COMPUTE_CAPABILITY_MINOR: u32 = 0x4001;
+// `cl_intel_required_subgroup_size`.
+const SUB_GROUP_SIZES: u32 = 0x4108;
 
 fn describe(id: DeviceId, index: usize, platform: &str) -> Found {
     use cl3::device as d;
     let text = |what| raw::device_text(id, what);
     let number = |what| raw::device_number(id, what).unwrap_or(0);
+    let extensions: Vec<String> =
+        text(d::CL_DEVICE_EXTENSIONS).split_whitespace().map(str::to_owned).collect();
+    let has = |extension: &str| extensions.iter().any(|e| e == extension);
+    // A kernel says which size it wants, or all have the one of the hardware.
+    let sub_groups = if has(CHOSEN_SIZE) {
+        raw::device_sizes(id, SUB_GROUP_SIZES)
+    } else if has("cl_khr_subgroups") {
+        raw::device_number(id, d::CL_DEVICE_WAVEFRONT_WIDTH_AMD).map(|n| n as usize).into_iter().collect()
+    } else {
+        Vec::new()
+    };
     let kind = number(d::CL_DEVICE_TYPE);
     let fp = number(d::CL_DEVICE_SINGLE_FP_CONFIG);
     Found {
@@ -96,7 +127,8 @@ fn describe(id: DeviceId, index: usize, platform: &str) -> Found {
         group: number(d::CL_DEVICE_MAX_WORK_GROUP_SIZE) as usize,
         exact_division: fp & d::CL_FP_CORRECTLY_ROUNDED_DIVIDE_SQRT != 0,
         sm: (number(COMPUTE_CAPABILITY_MAJOR) * 10 + number(COMPUTE_CAPABILITY_MINOR)) as u32,
-        extensions: text(d::CL_DEVICE_EXTENSIONS).split_whitespace().map(str::to_owned).collect(),
+        sub_groups,
+        extensions,
     }
 }
 

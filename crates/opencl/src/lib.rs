@@ -14,6 +14,7 @@ mod error;
 mod find;
 mod measure;
 mod raw;
+mod sub_groups;
 
 pub use cache::Cache;
 pub use device::{Device, Kind};
@@ -21,3 +22,4 @@ pub use error::{Error, advice};
 pub use find::{Choice, Found, choose, find};
 pub use measure::{PageIn, Rates};
 pub use raw::{Arg, Buffer, Done, Kernel, Pinned, Queue, Times};
+pub use sub_groups::SubGroups;

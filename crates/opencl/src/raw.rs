@@ -56,6 +56,13 @@ pub(crate) fn device_number(id: DeviceId, what: u32) -> Option<u64> {
     }
 }
 
+/// A list of sizes, which the binding knows as bytes; none if the device does not tell.
+pub(crate) fn device_sizes(id: DeviceId, what: u32) -> Vec<usize> {
+    let Ok(InfoType::VecUchar(bytes)) = cl3::device::get_device_info(id.0, what) else { return Vec::new() };
+    let sizes = bytes.chunks_exact(size_of::<usize>());
+    sizes.map(|size| usize::from_ne_bytes(size.try_into().unwrap_or_default())).collect()
+}
+
 fn text(info: Result<InfoType, i32>) -> String {
     match info {
         Ok(InfoType::VecUchar(bytes)) => {

@@ -48,6 +48,32 @@ fn bytes_go_there_and_come_back_through_a_kernel() {
 }
 
 #[test]
+fn sub_groups_are_those_that_a_kernel_sees() {
+    let devices = find().unwrap_or_default();
+    let sized = devices.iter().filter(|found| !found.sub_groups.is_empty());
+    let mut seen = 0;
+    for found in sized {
+        let device = Device::open(found, Cache::none()).unwrap();
+        for &size in &found.sub_groups {
+            let Some(sub) = device.sub_groups(4 * size, size) else { continue };
+            seen += 1;
+            assert_eq!(
+                (sub.size, sub.shuffles),
+                (size, found.has("cl_khr_subgroup_shuffle")),
+                "{}",
+                found.name
+            );
+            assert!(!sub.without_shuffles().shuffles && device.sub_groups(4 * size + 1, size).is_none());
+        }
+        // Another size than one of those is not taken at its word.
+        assert!(device.sub_groups(30, 10).is_none() && device.sub_groups(64, 1).is_none());
+    }
+    if seen == 0 {
+        std::io::stderr().write_all(b"SKIPPED sub-groups: no driver here has them\n").unwrap();
+    }
+}
+
+#[test]
 fn a_damaged_or_foreign_cache_entry_is_compiled_anew() {
     let folder = tempfile::tempdir().unwrap();
     let Some(device) = device(Cache::at(folder.path())) else { return };

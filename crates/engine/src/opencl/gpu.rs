@@ -5,6 +5,18 @@ use super::source::{Shape, Traits, program};
 use nexaquant_opencl::{Arg, Buffer, Cache, Device, Done, Error, Found, Kernel, Kind, Queue, Rates};
 use std::sync::Arc;
 
+/// Which of the things that only some devices have a program uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Extras {
+    /// All that the device has.
+    #[default]
+    All,
+    /// No shuffles: values of a sub-group go through local memory.
+    NoShuffles,
+    /// Nothing but OpenCL C 1.2.
+    None,
+}
+
 /// How a device is used. The defaults are what its kind wants; the rest is for tests and measurements.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct GpuOptions {
@@ -16,12 +28,21 @@ pub struct GpuOptions {
     pub lanes: usize,
     /// Whether a step is one launch; `None`: where the device can.
     pub persistent: Option<bool>,
-    /// Leave out instructions that only some devices have.
-    pub plain: bool,
+    /// What of the things that only some devices have is used.
+    pub extras: Extras,
     /// Compile each time.
     pub no_cache: bool,
     /// Compile without optimizing: for programs that are run little.
     pub quick_build: bool,
+}
+
+impl GpuOptions {
+    /// For tests of sub-groups on drivers for CPUs, which have one work-item in a group otherwise. Without optimizing: Intel's compiler
+    /// (2026.2) makes wrong code of groups of 64, also of the plain program.
+    #[doc(hidden)]
+    pub fn sub_groups_of_16() -> Self {
+        Self { group: 64, lanes: 16, quick_build: true, ..Self::default() }
+    }
 }
 
 /// An open device. Clones are the same device.
@@ -44,15 +65,19 @@ impl Gpu {
         let none = options.no_cache || found.platform == "Portable Computing Language";
         let cache = if none { Cache::none() } else { Cache::user() };
         let device = Device::open(found, cache)?;
-        let kind = if options.plain { Kind::Plain } else { device.kind() };
+        let plain = options.extras == Extras::None;
+        let kind = if plain { Kind::Plain } else { device.kind() };
         let (group, lanes) = match (options.group, found.gpu) {
-            (0, true) => (256.min(found.group), 32),
+            (0, true) => (256.min(found.group), team(found)),
             // A driver that computes on the CPU walks through a work-group item by item, and compiles barriers badly.
             (0, false) => (1, 1),
             (group, _) => (group, options.lanes.max(1)),
         };
         let sm = if kind == Kind::Ptx { found.sm } else { 0 };
-        let shape = Shape { group, lanes, rows: 4, columns: 8, kind, sm };
+        let sub = if plain || kind == Kind::Ptx { None } else { device.sub_groups(group, lanes) };
+        let sub =
+            sub.map(|sub| if options.extras == Extras::NoShuffles { sub.without_shuffles() } else { sub });
+        let shape = Shape { group, lanes, rows: 4, columns: 8, kind, sm, sub };
         let groups = match options.groups {
             0 => found.units as usize,
             n => n,
@@ -94,6 +119,10 @@ impl Gpu {
     pub fn fail_at(&self, command: u64) {
         self.device.fail_at(command);
     }
+    /// Sub-groups that its programs have: their size, and whether they have shuffles.
+    pub fn sub_groups(&self) -> Option<(usize, bool)> {
+        self.shape.sub.map(|sub| (sub.size, sub.shuffles))
+    }
     /// Which path steps take, for people.
     pub fn path(&self) -> String {
         let kind = match self.shape.kind {
@@ -103,8 +132,13 @@ impl Gpu {
             Kind::Ptx => "inline PTX",
         };
         let launches = if self.persistent { "one launch a step" } else { "a launch a phase" };
+        let sub = match self.sub_groups() {
+            None => String::new(),
+            Some((size, true)) => format!(", sub-groups of {size} with shuffles"),
+            Some((size, false)) => format!(", sub-groups of {size}"),
+        };
         format!(
-            "{}, {launches}, {} work-groups of {}, {kind}",
+            "{}, {launches}, {} work-groups of {}, {kind}{sub}",
             self.found().name,
             self.groups,
             self.shape.group
@@ -114,9 +148,23 @@ impl Gpu {
     /// The program for a model's steps of one token (`single`), or of several.
     pub(super) fn kernel(&self, traits: &Traits, single: bool) -> Result<Kernel, Error> {
         debug_assert!(traits.codes.iter().all(|c| *c < 2 * FLOAT));
-        let options = if self.quick_build { "-w -cl-opt-disable" } else { "-w" };
-        let mut kernels = self.device.kernels(&program(&self.shape, traits, single), options, &["phases"])?;
+        let quick = if self.quick_build { " -cl-opt-disable" } else { "" };
+        // What is newer than OpenCL C 1.2 is not there unless asked for.
+        let newer = self.shape.sub.is_some() || self.shape.kind == Kind::DotProduct;
+        let standard = if newer { self.found().c_standard() } else { "" };
+        let options = format!("-w{quick}{standard}");
+        let mut kernels =
+            self.device.kernels(&program(&self.shape, traits, single), &options, &["phases"])?;
         kernels.pop().ok_or(Error::Call { call: "clCreateKernel", name: "phases".to_owned() })
+    }
+}
+
+/// Work-items of a team: a sub-group, of 16 where a kernel chooses (registers for more are few), else 32.
+fn team(found: &Found) -> usize {
+    match found.sub_groups[..] {
+        [size] => size,
+        ref sizes if sizes.contains(&16) => 16,
+        _ => 32,
     }
 }
 

@@ -28,7 +28,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
-pub use gpu::{Gpu, GpuOptions};
+pub use gpu::{Extras, Gpu, GpuOptions};
 pub(crate) use layout::{MOST_BEST, Sizes as DeviceSizes, least_session};
 pub(crate) use model::DeviceModel;
 pub use nexaquant_opencl::{Choice, Error as DeviceError, Found, PageIn, Rates, advice, choose, find};

@@ -1,14 +1,14 @@
 //! Which layers of a model a device has, and which the CPU: one cut in the graph.
 //!
 //! The device has the end of it, so that logits and what is chosen by them are its own and a step crosses over once. How many
-//! layers that are somebody says, or the rates at which both sides read memory do: a token costs little more than reading the
-//! weights. Under a budget the device's layers may be more than stay there ([`Within`]): then copying them counts, too.
+//! layers that are somebody says, or the rates at which both sides compute some layers of the model do, in bytes of weights: what a
+//! side only reads may be several times as much. Under a budget the device's layers may be more than stay there ([`Within`]): then
+//! copying them counts, too.
 
 use super::gpu::Gpu;
 use super::layout::session_of_one;
 use super::session::OpenError;
 use crate::kv::KvLayout;
-use crate::limits::quick_read_rate;
 use crate::loader::Model;
 use crate::m3::whole;
 use crate::model::op::RopeTable;
@@ -62,16 +62,16 @@ pub struct Placement {
 pub struct Measured {
     /// Layers that the device has room for.
     pub room: usize,
-    /// Bytes a second that the CPU reads, all workers together.
+    /// Bytes of matrices that the CPU computes with in a second.
     pub host_rate: f64,
     /// The same of the device.
     pub device_rate: f64,
 }
 
-/// Bytes that each side reads to be measured: more than a cache holds, few enough for some hundredths of a second.
-const HOST_BYTES: usize = 128 << 20;
-const DEVICE_BYTES: usize = 256 << 20;
-const DEVICE_RUNS: usize = 3;
+/// Bytes of the layers that each side computes to be measured, or a layer more: more than most caches hold, few enough for some tenths
+/// of a second.
+const HOST_BYTES: u64 = 128 << 20;
+const DEVICE_BYTES: u64 = 256 << 20;
 const COPY_RUNS: usize = 9;
 
 impl Measured {
@@ -86,16 +86,40 @@ impl Measured {
         options: SessionOptions,
     ) -> Result<Self, SessionError> {
         let room = Session::room(gpu, model, pool, options)?;
-        let host_rate = quick_read_rate(pool, model.ops(), HOST_BYTES);
-        let device_rate = gpu.device.read_rate(DEVICE_BYTES, DEVICE_RUNS).map_err(OpenError::Device)?;
+        let (host_rate, device_rate) = rates(gpu, model, pool, options, room)?;
         Ok(Self { room, host_rate, device_rate })
     }
 
-    /// As many layers as there is room for on the device if that reads faster, none if it does not: each layer that moves to the
+    /// As many layers as there is room for on the device if that is faster, none if it is not: each layer that moves to the
     /// faster side makes a token cheaper.
     pub fn layers(&self) -> usize {
         if self.device_rate > self.host_rate { self.room } else { 0 }
     }
+}
+
+/// Bytes of matrices a second that the CPU computes with, and a device that has room for so many layers.
+fn rates(
+    gpu: &Gpu,
+    model: &Model,
+    pool: &mut Pool,
+    options: SessionOptions,
+    room: usize,
+) -> Result<(f64, f64), SessionError> {
+    let first = |read: &dyn Fn(usize) -> u64, all: usize, bytes: u64| {
+        (1..all).find(|&n| read(n) >= bytes).unwrap_or(all)
+    };
+    let units = first(&|n| model.read_of(0..n), model.architecture().units.len(), HOST_BYTES);
+    let host =
+        Session::host_time(model, pool, options, units)?.map_or(0.0, |t| model.read_of(0..units) as f64 / t);
+    let bytes = |layers| Placement::new(model, layers).device_bytes;
+    let layers = first(&bytes, room, DEVICE_BYTES);
+    let time = if layers > 0 { Session::device_time(gpu, model, pool, options, layers)? } else { None };
+    let device = match time {
+        Some(time) => bytes(layers) as f64 / time,
+        // Nothing can be computed there alone.
+        None => gpu.device.read_rate(DEVICE_BYTES as usize, 3).map_err(OpenError::Device)?,
+    };
+    Ok((host, device))
 }
 
 impl Placement {
@@ -156,7 +180,7 @@ pub(crate) fn cuts(
 pub struct Within {
     /// For each number of layers on the device, from none on.
     cuts: Vec<Cut>,
-    /// Bytes a second that the CPU reads, all workers together.
+    /// Bytes of matrices that the CPU computes with in a second.
     pub host_rate: f64,
     /// The same of the device.
     pub device_rate: f64,
@@ -165,7 +189,7 @@ pub struct Within {
 }
 
 impl Within {
-    /// Measures reading on both sides and copying between them, in some tenths of a second, and finds out what each cut takes of a
+    /// Measures computing on both sides and copying between them, in some tenths of a second, and finds out what each cut takes of a
     /// budget with the cache of a whole context.
     ///
     /// # Errors
@@ -178,8 +202,8 @@ impl Within {
         budget: u64,
     ) -> Result<Self, SessionError> {
         let (cuts, part) = Session::cuts(gpu, model, pool, options, budget)?;
-        let host_rate = quick_read_rate(pool, model.ops(), HOST_BYTES);
-        let device_rate = gpu.device.read_rate(DEVICE_BYTES, DEVICE_RUNS).map_err(OpenError::Device)?;
+        let room = Session::room(gpu, model, pool, options)?;
+        let (host_rate, device_rate) = rates(gpu, model, pool, options, room)?;
         let copy_rate = gpu.device.copy_rate(part as usize, COPY_RUNS).map_err(OpenError::Device)?;
         Ok(Self { cuts, host_rate, device_rate, copy_rate })
     }

@@ -3,7 +3,7 @@
 use super::compile::AS_WORDS;
 use super::formats::{FLOAT, STORED, Stored};
 use super::phase::{Do, WORDS, word};
-use nexaquant_opencl::Kind;
+use nexaquant_opencl::{Kind, SubGroups};
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
@@ -22,6 +22,8 @@ pub(super) struct Shape {
     pub kind: Kind,
     /// NVIDIA's compute capability times ten, 0 elsewhere.
     pub sm: u32,
+    /// A team is one of these.
+    pub sub: Option<SubGroups>,
 }
 
 impl Shape {
@@ -61,13 +63,14 @@ const PLACES: [(&str, &str, bool, [bool; 2]); 3] = [
 /// The whole program for steps of one token (`single`) or of several.
 pub(super) fn program(shape: &Shape, traits: &Traits, single: bool) -> String {
     let codes = &traits.codes;
-    let mut text = String::new();
+    let mut text = shape.sub.as_ref().map_or_else(String::new, SubGroups::header);
     let (ptx, dot) = (u32::from(shape.kind == Kind::Ptx), u32::from(shape.kind == Kind::DotProduct));
     let (group, lanes, rows) = (shape.group, shape.lanes, shape.rows);
     let _ = writeln!(
         text,
-        "#define T {group}\n#define LANES {lanes}\n#define ROWS {rows}\n#define PTX {ptx}\n#define SM {}\n#define DOT {dot}\n#define SINGLE {}",
+        "#define T {group}\n#define LANES {lanes}\n#define ROWS {rows}\n#define PTX {ptx}\n#define SM {}\n#define DOT {dot}\n#define SUB {}\n#define SINGLE {}",
         shape.sm,
+        u32::from(shape.sub.is_some()),
         u32::from(single)
     );
     let Traits { grains, kv, head_dim, .. } = traits;

@@ -1,5 +1,8 @@
 //! Products of every format on a device, alone: against the CPU's kernels, on records that both have quantized.
 
+#[path = "../../tests/device/mod.rs"]
+mod device;
+
 use super::compile::{AS_WORDS, CHOICE_LOCAL, OnDevice, PLANES, TILE_ROWS, choice, record_bytes};
 use super::formats::{STORED, Stored, grain_code};
 use super::gpu::{Gpu, GpuOptions, Numbers, Runner};
@@ -15,23 +18,10 @@ use nexaquant_kernels::{
 };
 use nexaquant_opencl::{Kernel, find};
 use std::collections::{BTreeSet, HashMap};
-use std::io::Write;
 
-/// The device, in the sizes that the environment asks for: a simulator wants real work-groups.
+/// Few work-groups, so that each has several units.
 fn gpu() -> Option<Gpu> {
-    let number = |name: &str| std::env::var(name).ok().and_then(|n| n.parse().ok()).unwrap_or(0);
-    let (group, lanes) = (number("NEXAQUANT_TEST_GROUP"), number("NEXAQUANT_TEST_LANES"));
-    match find() {
-        Ok(found) => {
-            let options =
-                GpuOptions { group, lanes, groups: 3, no_cache: group > 0, ..GpuOptions::default() };
-            Some(Gpu::open(&found[0], options).unwrap())
-        }
-        Err(error) => {
-            std::io::stderr().write_all(format!("SKIPPED opencl: {error}\n").as_bytes()).unwrap();
-            None
-        }
-    }
+    device::gpu(GpuOptions { groups: 3, ..GpuOptions::default() })
 }
 
 fn random(n: usize, seed: u64) -> Vec<f32> {
@@ -272,9 +262,18 @@ fn the_likeliest_tokens_are_those_that_sorting_all_brings_first() {
     let found = find().unwrap();
     let alone = GpuOptions { groups: 1, persistent: Some(true), ..GpuOptions::default() };
     let alone = Gpu::open(&found[0], alone).unwrap();
+    likeliest_are_the_first(&[some, alone]);
+}
+
+#[test]
+fn sub_groups_find_the_likeliest_tokens() {
+    likeliest_are_the_first(&device::with_sub_groups());
+}
+
+fn likeliest_are_the_first(gpus: &[Gpu]) {
     let traits =
         Traits { codes: BTreeSet::from([17]), grains: 1, kv: 1, head_dim: 64, known: Vec::new(), groups: 1 };
-    for gpu in [some, alone] {
+    for gpu in gpus {
         let kernel = gpu.kernel(&traits, true).unwrap();
         for n in [1, 2, 3, 5, 255, 256, 257, 1000, 5003] {
             let random = random(n, n as u64);
@@ -312,14 +311,14 @@ fn the_likeliest_tokens_are_those_that_sorting_all_brings_first() {
                 let expected = in_order(&logits);
                 for k in [1, 2, 40, 104, MOST_BEST] {
                     let k = k.min(n);
-                    let mut got = likeliest(&gpu, &kernel, &logits, k);
+                    let mut got = likeliest(gpu, &kernel, &logits, k);
                     let mut expected = expected[..k].to_vec();
                     got.sort_unstable();
                     expected.sort_unstable();
                     assert_eq!(got, expected, "{name}, {k} of {n} on {}", gpu.path());
                 }
                 if name != "no numbers" && name != "all forbidden" {
-                    assert_eq!(likeliest(&gpu, &kernel, &logits, 0)[0].0, expected[0].0, "{name} of {n}");
+                    assert_eq!(likeliest(gpu, &kernel, &logits, 0)[0].0, expected[0].0, "{name} of {n}");
                 }
             }
         }
@@ -374,7 +373,19 @@ fn every_format_has_a_stored_form() {
 
 #[test]
 fn products_of_every_format_are_those_of_the_cpu() {
-    let Some(gpu) = gpu() else { return };
+    if let Some(gpu) = gpu() {
+        products_are_those_of_the_cpu(&gpu);
+    }
+}
+
+#[test]
+fn sub_groups_find_the_products_of_the_cpu() {
+    for gpu in device::with_sub_groups() {
+        products_are_those_of_the_cpu(&gpu);
+    }
+}
+
+fn products_are_those_of_the_cpu(gpu: &Gpu) {
     let mut kernels = HashMap::new();
     for format in formats() {
         for mode in [Mode::Int8, Mode::Float] {
@@ -401,7 +412,7 @@ fn products_of_every_format_are_those_of_the_cpu() {
                     format.quantize(&w, cols, &mut bytes);
                     let x = random(n * cols, 3);
                     let expected = on_cpu(format, mode, &bytes, (rows, cols, n), &x);
-                    let got = on_device(&gpu, &mut kernels, format, mode, &bytes, (rows, cols, n), &x);
+                    let got = on_device(gpu, &mut kernels, format, mode, &bytes, (rows, cols, n), &x);
                     // Sums of at most `cols` products below 4 in another order; those of ternary rows are integers.
                     let exact = format.ternary && mode == Mode::Int8 && (one_scale || format.name == "I2_S");
                     let bound = if exact { 0.0 } else { 4.0 * cols as f32 * f32::EPSILON };

@@ -1,12 +1,36 @@
 //! Sessions with a device: it computes all layers, or the last ones and the CPU those before.
 
-use super::{Session, SessionError, SessionOptions};
+use super::{EvalError, Session, SessionError, SessionOptions};
 use crate::cpu::Scratch;
-use crate::kv::KvCache;
+use crate::kv::{KvCache, PAGE};
 use crate::loader::Model;
 use crate::m3::Placed;
-use crate::opencl::{Cut, DeviceSession, DeviceSizes, Gpu, Share, cuts};
+use crate::opencl::{Cut, DeviceSession, DeviceSizes, Gpu, OpenError, Share, cuts};
 use crate::threads::Pool;
+use std::time::{Duration, Instant};
+
+/// A measurement's steps at least, among which are those with one thread and with all, and how long it takes at least.
+const STEPS: usize = 9;
+const TIME: Duration = Duration::from_millis(50);
+
+/// Seconds of the fastest of some steps; `None` where one fails.
+fn fastest(mut step: impl FnMut() -> Result<(), EvalError>) -> Option<f64> {
+    let (start, mut best) = (Instant::now(), Duration::MAX);
+    for i in 0.. {
+        let before = Instant::now();
+        step().ok()?;
+        best = best.min(before.elapsed());
+        if i >= STEPS && start.elapsed() >= TIME {
+            break;
+        }
+    }
+    Some(best.as_secs_f64().max(1e-9))
+}
+
+/// The same options for steps of one token at the beginning.
+fn small(options: SessionOptions) -> SessionOptions {
+    SessionOptions { context: PAGE, batch: 1, outputs: 1, ..options }
+}
 
 impl Session {
     /// Opens an empty session on a device, which gets its own copy of the weights.
@@ -70,6 +94,48 @@ impl Session {
             if fits(half)? { room = half } else { above = half }
         }
         Ok(room)
+    }
+
+    /// Seconds that the CPU takes for a token in the first `units` units of a model; `None` where it cannot compute them.
+    pub(crate) fn host_time(
+        model: &Model,
+        pool: &mut Pool,
+        options: SessionOptions,
+        units: usize,
+    ) -> Result<Option<f64>, SessionError> {
+        let mut session = Self::new(model, pool, small(options))?;
+        session.host = units;
+        let outputs = 0..usize::from(units == model.architecture().units.len());
+        Ok(fastest(|| {
+            session.truncate(0);
+            session.step(pool, &[0], outputs.clone())
+        }))
+    }
+
+    /// The same of a device and the last `layers` layers, the head counted as one.
+    pub(crate) fn device_time(
+        gpu: &Gpu,
+        model: &Model,
+        pool: &Pool,
+        options: SessionOptions,
+        layers: usize,
+    ) -> Result<Option<f64>, SessionError> {
+        let session = match Self::divided(gpu, model, pool, small(options), layers) {
+            Err(SessionError::Device(OpenError::TooBig { .. })) => return Ok(None),
+            opened => opened?,
+        };
+        let Some(mut device) = session.device else { return Ok(None) };
+        device.set_residual(&vec![1.0; model.architecture().hparams.embd]);
+        // As in an answer: the device may have begun with the next token.
+        let (mut token, mut at) = (0, 0..PAGE);
+        Ok(fastest(|| {
+            let pos = at.next().unwrap_or_else(|| {
+                (token, at) = (0, 1..PAGE);
+                0
+            });
+            token = device.step_greedy(&[token], pos)?;
+            Ok(())
+        }))
     }
 
     /// Opens an empty session of a model in a device's memory with a budget. What comes before the layers that have a place there is the

@@ -7,6 +7,7 @@
 //   PTX     1 where the compiler takes NVIDIA's inline PTX
 //   SM      NVIDIA's compute capability times ten, 0 where it is not known
 //   DOT     1 where the integer dot product extension is there
+//   SUB     1 where a team is a sub-group; then SHUFFLES and WITH_TEAM are defined, too
 //
 // Everything lies in one allocation, the arena A. Places in it are counted in lines of 16 bytes.
 
@@ -24,6 +25,13 @@
 #define TEAMS (T / LANES)
 #define RED (ROWS * T < 1024 ? 1024 : ROWS * T)
 #define NONE 0xffffffffu
+// Compilers say what they have of the extension.
+#if DOT && defined(__OPENCL_C_VERSION__) && __OPENCL_C_VERSION__ >= 300 && !defined(__opencl_c_integer_dot_product_input_4x8bit_packed)
+#undef DOT
+#define DOT 0
+#endif
+// Values go from lane to lane without local memory.
+#define HAS_SHUFFLES (PTX || (SUB && SHUFFLES))
 
 // Words of a phase. Kinds that have no products use words from 9 on as they say.
 #define KIND 0
@@ -155,18 +163,26 @@ static inline float lane_from(float x, uint lane) {
     asm volatile("shfl.sync.idx.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=f"(y) : "f"(x), "r"(lane));
     return y;
 }
+#elif HAS_SHUFFLES
+static inline float lane_xor(float x, uint o) { return sub_group_shuffle_xor(x, o); }
+static inline int lane_xor_int(int x, uint o) { return sub_group_shuffle_xor(x, o); }
+#elif SUB
+// Only the lanes of a team wait for each other.
+#define LANES_BARRIER sub_group_barrier(CLK_LOCAL_MEM_FENCE)
+#else
+#define LANES_BARRIER LOCAL_BARRIER
 #endif
 
 // Over the lanes of a team, to all of them. Every work-item of the group must be here.
 static inline float team_add(const Ctx *c, float x) {
     for (uint o = LANES / 2; o > 0; o >>= 1) {
-#if PTX
+#if HAS_SHUFFLES
         x += lane_xor(x, o);
 #else
         c->red[c->tid] = x;
-        LOCAL_BARRIER;
+        LANES_BARRIER;
         x += c->red[c->tid ^ o];
-        LOCAL_BARRIER;
+        LANES_BARRIER;
 #endif
     }
     return x;
@@ -174,21 +190,29 @@ static inline float team_add(const Ctx *c, float x) {
 
 static inline float team_max(const Ctx *c, float x) {
     for (uint o = LANES / 2; o > 0; o >>= 1) {
-#if PTX
+#if HAS_SHUFFLES
         x = fmax(x, lane_xor(x, o));
 #else
         c->red[c->tid] = x;
-        LOCAL_BARRIER;
+        LANES_BARRIER;
         x = fmax(x, c->red[c->tid ^ o]);
-        LOCAL_BARRIER;
+        LANES_BARRIER;
 #endif
     }
     return x;
 }
 
+// Where teams go through the same memory as the group, they have to have done.
+#if SUB && !HAS_SHUFFLES
+#define TEAMS_BARRIER LOCAL_BARRIER
+#else
+#define TEAMS_BARRIER
+#endif
+
 // Over the work-group, to all of it.
 static inline float group_add(const Ctx *c, float x) {
     x = team_add(c, x);
+    TEAMS_BARRIER;
     if (c->lane == 0) c->red[c->team] = x;
     LOCAL_BARRIER;
     float sum = 0;
@@ -199,6 +223,7 @@ static inline float group_add(const Ctx *c, float x) {
 
 static inline float group_max(const Ctx *c, float x) {
     x = team_max(c, x);
+    TEAMS_BARRIER;
     if (c->lane == 0) c->red[c->team] = x;
     LOCAL_BARRIER;
     float max = c->red[0];
@@ -208,7 +233,7 @@ static inline float group_max(const Ctx *c, float x) {
 }
 
 static inline int group_add_int(const Ctx *c, int x) {
-#if PTX
+#if HAS_SHUFFLES
     for (uint o = LANES / 2; o > 0; o >>= 1) x += lane_xor_int(x, o);
     if (c->lane == 0) c->red[c->team] = as_float(x);
     LOCAL_BARRIER;

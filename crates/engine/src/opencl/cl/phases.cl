@@ -249,8 +249,10 @@ static inline bool has_products(uint kind) { return kind == EMBED || kind == MAT
 
 // A phase's words on their way to local memory, the lines of its matrices in place of their numbers: two answers of the
 // memory one after the other. So a work-item that has a word to bring asks for it four phases early, for the line a phase later, and
-// puts it down two phases early, when it is known what to bring to the cache.
-#if T >= PHASE_WORDS
+// puts it down two phases early, when it is known what to bring to the cache. Only where a launch has many phases. (Intel's compiler for
+// CPUs, 2026.2, made wrong code of it in sub-groups.)
+#define HAS_RING (PTX && T >= PHASE_WORDS)
+#if HAS_RING
 #define RING 3
 typedef struct { uint word, raw, kind; } Coming;
 static inline void bring_words(Coming *w, global const uint *words, global const uint *lines, uint phase, uint last, uint tid) {
@@ -312,7 +314,10 @@ static ALWAYS void fetch_ahead(const Ctx *now, local const uint *P) {
 #define NEXT(p) ((p) == P + (RING - 1) * PHASE_WORDS ? P : (p) + PHASE_WORDS)
 // Phases first..last of a table. Several of them in one launch need a device on which all work-groups run at once: they
 // meet at a counter between two phases. One work-group may always run all.
-kernel __attribute__((reqd_work_group_size(T, 1, 1))) void phases(
+#if !SUB
+#define WITH_TEAM
+#endif
+kernel WITH_TEAM __attribute__((reqd_work_group_size(T, 1, 1))) void phases(
     global uchar *A, uint table, uint lines, uint pages, uint first, uint last, uint pos0, uint n, uint token, uint out0,
     uint nout, uint splits, uint best, volatile global uint *sync, local uint4 *room) {
     local uint P[RING * PHASE_WORDS];
@@ -328,7 +333,7 @@ kernel __attribute__((reqd_work_group_size(T, 1, 1))) void phases(
     c->tid = get_local_id(0); c->lane = c->tid % LANES; c->team = c->tid / LANES;
     c->group = get_group_id(0); c->groups = get_num_groups(0);
     global const uint *words = (global const uint *)LINE(c, table), *where = (global const uint *)LINE(c, lines);
-#if T >= PHASE_WORDS
+#if HAS_RING
     Coming coming;
     coming.raw = coming.kind = 0;
     for (uint i = 0; i < 4; i++) {
@@ -368,7 +373,7 @@ kernel __attribute__((reqd_work_group_size(T, 1, 1))) void phases(
                 }
         }
         if (!met || ++i >= last) break;
-#if T >= PHASE_WORDS
+#if HAS_RING
         // The place of the phase before is that of the one after the next.
         if (c->tid < PHASE_WORDS) NEXT(NEXT(now))[c->tid] = coming.word;
         bring_words(&coming, words, where, i + 3, last, c->tid);
@@ -376,7 +381,7 @@ kernel __attribute__((reqd_work_group_size(T, 1, 1))) void phases(
 #endif
         GROUP_BARRIER;
         if (c->groups > 1 && c->tid == 0) arrive(sync);
-#if T < PHASE_WORDS
+#if !HAS_RING
         fetch(now, words + i * PHASE_WORDS, where, c->tid);
         LOCAL_BARRIER;
 #elif PTX

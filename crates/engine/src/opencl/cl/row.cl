@@ -22,7 +22,7 @@ static inline float row_scale(const Ctx *c, local const uint *of, uint row) {
 }
 static inline float row_bias(const Ctx *c, local const uint *of, uint row) { return FLOATS(c, of[BIAS], of[BIAS_AT])[row]; }
 
-#if !PTX
+#if !HAS_SHUFFLES
 // What the lanes of a team have put into c->red for row r, added up in order; as integers where they are.
 static inline float team_total(const Ctx *c, uint r, bool whole) {
     local const float *v = c->red + r * T + c->team * LANES;

@@ -19,7 +19,7 @@ static void UNITS_OF(const Ctx *c, AS const uchar *x, uint stride) {
             }
         }
         const bool whole = p[FMT] == 1 || p[FMT] == 3 || p[FMT] == 5;
-#if PTX
+#if HAS_SHUFFLES
         // What the results will be multiplied with and added to, asked for before the sums: a team has lanes for all rows.
         float scales[2] = {0, 0}, biases[2] = {0, 0}, before = 0;
         {
@@ -46,7 +46,7 @@ static void UNITS_OF(const Ctx *c, AS const uchar *x, uint stride) {
             PARTS(c, p, unit, x + t0 * stride, stride, last, out);
             for (uint k = 0; k < COLUMNS; k++) {
                 // The sums of ROWS rows over the lanes.
-#if PTX
+#if HAS_SHUFFLES
                 float sums[ROWS];
 #pragma unroll
                 for (uint r = 0; r < ROWS; r++) {
@@ -59,14 +59,14 @@ static void UNITS_OF(const Ctx *c, AS const uchar *x, uint stride) {
                 }
 #else
                 for (uint r = 0; r < ROWS; r++) c->red[r * T + c->tid] = out[r * COLUMNS + k];
-                LOCAL_BARRIER;
+                LANES_BARRIER;
 #endif
                 AS const uchar *rec = x + (t0 + k) * stride;
                 for (uint r = c->lane; live && k <= last && r < (pair ? ROWS / 2 : ROWS); r += LANES) {
                     uint row = pair ? unit * (ROWS / 2) + r : unit * ROWS + r;
                     if (row >= p[ROWS_OF]) continue;
                     float y[2] = {0, 0};
-#if PTX
+#if HAS_SHUFFLES
 #pragma unroll
                     for (uint j = 0; j < ROWS; j++) {
                         if (j == r) y[0] = sums[j];
@@ -98,8 +98,8 @@ static void UNITS_OF(const Ctx *c, AS const uchar *x, uint stride) {
                     }
                     else FLOATS(c, p[OUT], p[OUT_AT])[(ulong)(t0 + k) * p[OUT_STRIDE] + row] = z;
                 }
-#if !PTX
-                LOCAL_BARRIER;
+#if !HAS_SHUFFLES
+                LANES_BARRIER;
 #endif
             }
         }
