@@ -3,6 +3,7 @@
 # Needs a Rust toolchain and a C linker. What it skips, and why, is listed at the end.
 #
 #   NEXAQUANT_DEMAND="python-gguf rustfmt clippy"   what must not be skipped (CI sets it); names separated by spaces
+#   NEXAQUANT_SUB_GROUPS=folder                     with the .icd file of an OpenCL driver that has sub-groups, for their tests
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -53,7 +54,9 @@ python3 -c 'import gguf' >/dev/null 2>&1 || skip python-gguf "Python's gguf pack
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 failed=0
-cargo test --locked --workspace -- --nocapture >"$log" 2>&1 || failed=1
+cargo test --locked --workspace -- --nocapture --skip sub_groups >"$log" 2>&1 || failed=1
+env ${NEXAQUANT_SUB_GROUPS:+"OCL_ICD_VENDORS=$NEXAQUANT_SUB_GROUPS"} \
+  cargo test --locked --workspace sub_groups -- --nocapture >>"$log" 2>&1 || failed=1
 grep -E '^(test result|error|warning)|FAILED|SKIPPED' "$log" || true
 if [ "$failed" = 1 ]; then
   echo "error: tests failed; the whole output:" >&2
