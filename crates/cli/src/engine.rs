@@ -209,17 +209,19 @@ fn why_within(gpu: &Gpu, found: &Within, all: usize, budget: u64) -> String {
     let (host, device, copy) = (host_rate / 1e9, device_rate / 1e9, copy_rate / 1e9);
     let name = &gpu.found().name;
     let (room, layers) = (found.room(), found.layers());
+    let [first, last] = found.copied(layers);
     let time = |layers: usize| match found.token(layers) * 1e3 {
         ms if ms.is_finite() => format!("{ms:.2} ms"),
         _ => "no room".to_owned(),
     };
     format!(
         "measured: {name} computes {device:.1} GB/s of weights, is copied to at {copy:.1} GB/s and keeps {room} of {all} layers within {}; the CPU \
-         computes {host:.1} GB/s; a token with {layers} layers on the device: {}, {} of it copied; with those that stay: {}; with all: \
+         computes {host:.1} GB/s; a token with {layers} layers on the device: {}, {} to {} copied; with those that stay: {}; with all: \
          {}; with none: {}",
         bytes(budget),
         time(layers),
-        bytes(found.copied(layers)),
+        bytes(first),
+        bytes(last),
         time(room),
         time(all),
         time(0)

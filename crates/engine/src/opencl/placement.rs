@@ -68,9 +68,9 @@ pub struct Measured {
     pub device_rate: f64,
 }
 
-/// Bytes of the layers that each side computes to be measured, or a layer more: more than most caches hold, few enough for some tenths
-/// of a second.
-const HOST_BYTES: u64 = 128 << 20;
+/// Bytes of the layers that each side computes to be measured, or a layer more: more than caches hold, few enough for some tenths of a
+/// second. (300 MB of cache for 16 cores were seen.)
+const HOST_BYTES: u64 = 1 << 30;
 const DEVICE_BYTES: u64 = 256 << 20;
 const COPY_RUNS: usize = 9;
 
@@ -139,8 +139,9 @@ pub(crate) struct Cut {
     pub host: u64,
     /// The same of the device.
     pub device: u64,
-    /// Bytes that are copied to the device; `None` where the budget has no room for a session.
-    pub copied: Option<u64>,
+    /// Bytes that are copied to the device at the beginning of the context and at its end; `None` where the budget has no room for a
+    /// session.
+    pub copied: Option<[u64; 2]>,
 }
 
 /// What every cut of a model takes within a budget of a device: none of its layers there, one, and so on up to all; and the bytes of
@@ -161,15 +162,18 @@ pub(crate) fn cuts(
     let largest = layers.iter().copied().max().unwrap_or(0);
     let cut = |layers: usize| {
         let (place, page) = (Placement::new(model, layers), Share::new(model, kv, layers).kv.page_bytes());
-        let session = session_of_one(gpu, model, ropes, page, context);
-        let room = budget.saturating_sub(device.fixed_bytes() as u64 + session);
         let all: u64 = bytes[bytes.len() - layers..].iter().sum();
-        let copied = match room {
-            _ if layers == 0 || all <= room => Some(0),
-            0 => None,
-            // One part is used and another comes in: these two do not stay.
-            _ => Some((all - room + 2 * largest.min(room / 2)).min(all)),
+        let copied = |positions: usize| {
+            let session = session_of_one(gpu, model, ropes, page, positions);
+            let room = budget.saturating_sub(device.fixed_bytes() as u64 + session);
+            match room {
+                _ if layers == 0 || all <= room => Some(0),
+                0 => None,
+                // One part is used and another comes in: these two do not stay.
+                _ => Some((all - room + 2 * largest.min(room / 2)).min(all)),
+            }
         };
+        let copied = copied(1).zip(copied(context)).map(|(first, last)| [first, last]);
         Cut { host: place.host_bytes, device: place.device_bytes, copied }
     };
     Ok(((0..=bytes.len()).map(cut).collect(), largest))
@@ -190,7 +194,7 @@ pub struct Within {
 
 impl Within {
     /// Measures computing on both sides and copying between them, in some tenths of a second, and finds out what each cut takes of a
-    /// budget with the cache of a whole context.
+    /// budget as the cache of a context fills.
     ///
     /// # Errors
     /// When the device fails, or the session is impossible anywhere.
@@ -208,23 +212,24 @@ impl Within {
         Ok(Self { cuts, host_rate, device_rate, copy_rate })
     }
 
-    /// The most layers that stay on the device, once they are there.
+    /// The most layers that stay on the device, once they are there, to the end of the context.
     pub fn room(&self) -> usize {
-        self.cuts.iter().rposition(|cut| cut.copied == Some(0)).unwrap_or(0)
+        self.cuts.iter().rposition(|cut| cut.copied == Some([0, 0])).unwrap_or(0)
     }
 
-    /// Seconds of a token with the last `layers` layers on the device, or all if that is more than there are. One side works after
-    /// the other; what the device copies it copies while it computes.
+    /// Seconds of a token with the last `layers` layers on the device, or all if that is more than there are: the mean of one at the
+    /// beginning of the context and one at its end. One side works after the other; what the device copies it copies while it computes.
     pub fn token(&self, layers: usize) -> f64 {
         let Cut { host, device, copied } = self.cuts[layers.min(self.cuts.len() - 1)];
         let time = |bytes: u64, rate: f64| if bytes == 0 { 0.0 } else { bytes as f64 / rate };
-        let copying = copied.map_or(f64::INFINITY, |bytes| time(bytes, self.copy_rate));
-        time(host, self.host_rate) + time(device, self.device_rate).max(copying)
+        let there = |copied: u64| time(device, self.device_rate).max(time(copied, self.copy_rate));
+        let [first, last] = copied.map_or([f64::INFINITY; 2], |copied| copied.map(there));
+        time(host, self.host_rate) + first.midpoint(last)
     }
 
-    /// Bytes that are copied for a token then.
-    pub fn copied(&self, layers: usize) -> u64 {
-        self.cuts[layers.min(self.cuts.len() - 1)].copied.unwrap_or(0)
+    /// Bytes that are copied for a token then, at the beginning of the context and at its end.
+    pub fn copied(&self, layers: usize) -> [u64; 2] {
+        self.cuts[layers.min(self.cuts.len() - 1)].copied.unwrap_or([0, 0])
     }
 
     /// The number of layers on the device that makes a token cheapest; the smallest of several.
@@ -239,12 +244,13 @@ impl Within {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kv::PAGE;
 
     /// Ten layers of a gigabyte, of which the budget keeps four; two of those go where others come in.
     fn within(host_rate: f64, device_rate: f64, copy_rate: f64) -> Within {
         let cut = |layers: u64| {
             let copied = if layers <= 4 { 0 } else { layers - 2 };
-            Cut { host: (10 - layers) << 30, device: layers << 30, copied: Some(copied << 30) }
+            Cut { host: (10 - layers) << 30, device: layers << 30, copied: Some([copied << 30; 2]) }
         };
         Within { cuts: (0..=10).map(cut).collect(), host_rate, device_rate, copy_rate }
     }
@@ -269,8 +275,12 @@ mod tests {
             assert_eq!((found.layers(), found.room()), (layers, 4), "{host} {device} {copy}");
             assert!((0..=10).all(|n| found.token(n) >= found.token(layers) * (1.0 - 1e-9)));
         }
-        let ms = within(20e9, 800e9, 10e9).token(6) * 20e9 / f64::from(1 << 30);
-        assert!((ms - (4.0 + 2.0 * 4.0)).abs() < 1e-9, "{ms}");
+        let time = |within: &Within| within.token(6) * 20e9 / f64::from(1 << 30);
+        let mut one = within(20e9, 800e9, 10e9);
+        assert!((time(&one) - (4.0 + 2.0 * 4.0)).abs() < 1e-9, "{}", time(&one));
+        // While the cache is small less is copied.
+        one.cuts[6].copied = Some([2 << 30, 4 << 30]);
+        assert!((time(&one) - (4.0 + 2.0 * 3.0)).abs() < 1e-9, "{}", time(&one));
     }
 
     #[test]
@@ -280,18 +290,27 @@ mod tests {
         let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/alpha.gguf");
         let model = Model::load(&path, crate::LoadOptions::default()).unwrap();
         let kv = KvLayout::new(&model.architecture().hparams, nexaquant_kernels::KvType::F16).unwrap();
-        let of = |budget| cuts(&gpu, &model, budget, &kv, &[], 64).unwrap();
+        let of = |budget| cuts(&gpu, &model, budget, &kv, &[], 4 * PAGE).unwrap();
         let (roomy, largest) = of(64 << 20);
         assert_eq!(roomy.len(), model.layers() + 1);
-        assert!(roomy.iter().all(|cut| cut.copied == Some(0)) && largest > 0);
+        assert!(roomy.iter().all(|cut| cut.copied == Some([0, 0])) && largest > 0);
         let (tight, _) = of(2_500_000);
-        let copied: Vec<u64> = tight.iter().map(|cut| cut.copied.unwrap()).collect();
-        assert!(copied.is_sorted() && copied[1] == 0 && copied[model.layers()] > 1 << 20, "{copied:?}");
+        for at in 0..2 {
+            let copied: Vec<u64> = tight.iter().map(|cut| cut.copied.unwrap()[at]).collect();
+            assert!(copied.is_sorted() && copied[1] == 0 && copied[model.layers()] > 1 << 20, "{copied:?}");
+        }
+        assert!(tight.iter().all(|cut| cut.copied.unwrap().is_sorted()));
+        let [first, last] = tight[model.layers()].copied.unwrap();
+        let page = kv.page_bytes() as u64;
+        assert!(last - first >= page, "{first} {last}: a context of more than a page");
         for (cut, whole) in tight.iter().zip(&roomy) {
             assert_eq!((cut.host, cut.device), (whole.host, whole.device));
         }
         let (none, _) = of(1000);
-        assert!(none[0].copied == Some(0) && none[1..].iter().all(|cut| cut.copied.is_none()), "{none:?}");
+        assert!(
+            none[0].copied == Some([0, 0]) && none[1..].iter().all(|cut| cut.copied.is_none()),
+            "{none:?}"
+        );
     }
 
     #[test]

@@ -9,20 +9,17 @@ use crate::opencl::{Cut, DeviceSession, DeviceSizes, Gpu, OpenError, Share, cuts
 use crate::threads::Pool;
 use std::time::{Duration, Instant};
 
-/// A measurement's steps at least, among which are those with one thread and with all, and how long it takes at least.
-const STEPS: usize = 9;
+/// How long a measurement takes at least, after a step that is not counted. Short steps are tried with one thread and with all then.
 const TIME: Duration = Duration::from_millis(50);
 
 /// Seconds of the fastest of some steps; `None` where one fails.
 fn fastest(mut step: impl FnMut() -> Result<(), EvalError>) -> Option<f64> {
+    step().ok()?;
     let (start, mut best) = (Instant::now(), Duration::MAX);
-    for i in 0.. {
+    while start.elapsed() < TIME {
         let before = Instant::now();
         step().ok()?;
         best = best.min(before.elapsed());
-        if i >= STEPS && start.elapsed() >= TIME {
-            break;
-        }
     }
     Some(best.as_secs_f64().max(1e-9))
 }

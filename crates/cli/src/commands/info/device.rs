@@ -24,8 +24,13 @@ pub fn measure(word: &str) -> Result<Option<Measured>, Failure> {
 }
 
 /// Extensions that matter here.
-const WANTED: [&str; 4] =
-    ["cl_khr_integer_dot_product", "cl_khr_subgroups", "cl_khr_fp16", "cl_nv_device_attribute_query"];
+const WANTED: [&str; 5] = [
+    "cl_khr_integer_dot_product",
+    "cl_khr_subgroups",
+    "cl_intel_required_subgroup_size",
+    "cl_khr_subgroup_shuffle",
+    "cl_nv_device_attribute_query",
+];
 
 fn extensions(found: &Found) -> Vec<&'static str> {
     WANTED.into_iter().filter(|e| found.has(e)).collect()
