@@ -25,8 +25,8 @@
 #define TEAMS (T / LANES)
 #define RED (ROWS * T < 1024 ? 1024 : ROWS * T)
 #define NONE 0xffffffffu
-// Compilers say what they have of the extension.
-#if DOT && defined(__OPENCL_C_VERSION__) && __OPENCL_C_VERSION__ >= 300 && !defined(__opencl_c_integer_dot_product_input_4x8bit_packed)
+// Compilers say what they have of the extension in the OpenCL C that they were asked for.
+#if DOT && !defined(__opencl_c_integer_dot_product_input_4x8bit_packed)
 #undef DOT
 #define DOT 0
 #endif
