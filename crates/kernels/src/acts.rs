@@ -11,8 +11,6 @@
 //! sums16  i16 [padded / 16]   sum over every 16 neighbours in q
 //! scales  f32 [groups]        x is about q * scale
 //! sums    i32 [groups]        sum of q over the group
-//! eighths i32 [padded / 4]    -8 * the sum over every 4 values, where a scale has 32 values: with this a kernel
-//!                             multiplies codes that are not negative and yet gets the product of signed weights
 //! ```
 //!
 //! `padded` is `cols` rounded up to 256, so that a kernel may always load whole vectors of activations.
@@ -84,19 +82,10 @@ impl Layout {
     pub fn sums_at(&self) -> usize {
         self.scales_at() + self.groups() * 4
     }
-    /// Byte offset of `eighths` in the record.
-    #[inline]
-    pub fn eighths_at(&self) -> usize {
-        self.sums_at() + self.groups() * 4
-    }
-    /// Values of `eighths`.
-    pub fn eighths(&self) -> usize {
-        if self.grain == Grain::B32 { self.padded() / 4 } else { 0 }
-    }
     /// Bytes of one column record, a multiple of 64.
     #[inline]
     pub fn record_bytes(&self) -> usize {
-        (self.eighths_at() + self.eighths() * 4).next_multiple_of(64)
+        (self.sums_at() + self.groups() * 4).next_multiple_of(64)
     }
 }
 
@@ -177,16 +166,6 @@ impl<'a> I8Cols<'a> {
         unsafe {
             let base = self.record(column).as_ptr().cast::<u8>().add(l.sums_at());
             std::slice::from_raw_parts(base.cast(), l.groups())
-        }
-    }
-    /// -8 times the sum over every four values of a column; empty for scales of more than 32 values.
-    #[inline]
-    pub fn eighths(&self, column: usize) -> &'a [i32] {
-        let l = self.layout;
-        // SAFETY: inside the record by the layout; `eighths_at` is a multiple of 4; any bits are an i32.
-        unsafe {
-            let base = self.record(column).as_ptr().cast::<u8>().add(l.eighths_at());
-            std::slice::from_raw_parts(base.cast(), l.eighths())
         }
     }
 }

@@ -132,16 +132,27 @@ fn tiles_of_any_size_return_the_bits_of_scalar() {
         println!("skipped {isa}: this processor, or the system, does not have it");
     }
     let (rows, n) = (70, 40);
-    for &format in FORMATS.iter().filter(|f| f.ternary) {
-        for cols in [1, 3, 23].map(|blocks| blocks * format.block) {
-            let values: Vec<f32> = (0..rows * cols).map(|_| (rng.next() % 3) as f32 / 2.0 - 0.5).collect();
-            let mut bytes = vec![0; format.tensor_bytes(rows, cols).unwrap()];
-            format.quantize(&values, cols, &mut bytes);
+    for &format in FORMATS.iter().filter(|f| f.grain.is_some()) {
+        // The longest has more than one section of 4096 weights.
+        for cols in [1, 3, 23, 4096 / format.block + 1].map(|blocks| blocks * format.block) {
+            let bytes = if format.ternary {
+                let values: Vec<f32> =
+                    (0..rows * cols).map(|_| (rng.next() % 3) as f32 / 2.0 - 0.5).collect();
+                let mut bytes = vec![0; format.tensor_bytes(rows, cols).unwrap()];
+                format.quantize(&values, cols, &mut bytes);
+                bytes
+            } else {
+                tensor(format, rows, cols, &mut rng)
+            };
             let w = Weights::new(format, &bytes, rows, cols).unwrap();
             let x = columns(cols, n, &mut rng);
             let oracle = run(BoundKernel::new(format, Mode::Int8, Isa::Scalar).unwrap(), &w, &x, n);
             // All of both where rows are short, else what a step of 3 and 7 meets.
-            let (by_rows, by_columns) = if cols <= 256 { (1, 1) } else { (7, 3) };
+            let (by_rows, by_columns) = match cols {
+                0..=256 => (1, 1),
+                257..=4096 => (7, 3),
+                _ => (23, 13),
+            };
             for rows in (1..=70).step_by(by_rows) {
                 for n in (1..=n).step_by(by_columns) {
                     for &isa in &isas {

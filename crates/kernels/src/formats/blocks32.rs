@@ -1,35 +1,26 @@
 //! Blocks of 32 weights with one scale each, and perhaps a minimum: the frame of Q4_0, Q4_1, Q5_0, Q5_1 and
-//! Q8_0. A weight is `code * d`, or `code * d + m`; codes are small signed integers.
+//! Q8_0. A weight is `code * d`, or `code * d + m`; codes are small signed integers. The int8 product is that of [`super::scaled`], where
+//! `min` is the sum of the block's q.
 //!
-//! **Order of the int8 product.** Element e belongs to lane (e % 64) / 4, so two blocks fill the 16 lanes.
-//!
-//! ```text
-//! for each block b, s the activation scale of its 32 values:
-//!     for l in 0..8:  lane  = exact integer sum of code * q over its elements 4l .. 4l+4
-//!                     acc[b % 2 * 8 + l] = fma(lane, d * s, acc[b % 2 * 8 + l])
-//!     with a minimum: min[b % 16] = fma(m * s, sum of the block's q, min[b % 16])
-//! result = fold(acc), or fold(acc + min)
-//! ```
-//!
-//! Vector code takes scales 16 blocks at a time, so that half-precision values are converted and multiplied
-//! in vectors. Where a row ends with an odd block, that block stands in for its missing partner with a scale
-//! of zero, which leaves the lanes 8..16 as they are.
-//!
-//! Nothing overflows: |code| <= 128 and |q| <= 127, so a product of two pairs fits 16 bits and a lane 17.
+//! Nothing overflows: |code| <= 128 and |q| <= 127, so a product of two pairs fits 16 bits and the sum of a block 20.
 
-use super::{AHEAD, Blocks, Column, Int8Row, f16_at, float::ViaDequantize, fold};
-use crate::acts::Grain;
+use super::scaled::{Scaled, offset};
+use super::{AHEAD, Blocks, Column, f16_at, float::ViaDequantize};
+use crate::acts::{Grain, Line};
 use crate::simd::Bytes;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 /// What a format of 32-weight blocks provides. Each block begins with `d`, an f16.
-pub(crate) trait Block32: 'static {
+pub(crate) trait Block32: Sized + 'static {
     /// GGUF's name.
     const NAME: &'static str;
     /// Bytes of a block.
     const BYTES: usize;
     /// What vectors of codes are larger by than the codes, so that they are not negative: 0, 8, 16 or 128.
     const OFFSET: u8;
+    /// The largest code of a vector: 15, 31 or 255.
+    const TOP: u8;
     /// Whether an f16 minimum `m` follows `d`. The offset is then 0.
     const MIN: bool;
     /// The codes of a block, in element order.
@@ -39,6 +30,15 @@ pub(crate) trait Block32: 'static {
     /// # Safety
     /// `S` is enabled; both pointers are to whole blocks.
     unsafe fn codes2<S: Bytes>(a: *const u8, b: *const u8) -> S::V;
+    /// [`Scaled::turn`].
+    ///
+    /// # Safety
+    /// As there, with room for four runs.
+    #[inline(always)]
+    unsafe fn turn<S: Bytes>(rows: &[*const u8; 16], runs: usize, to: *mut u8, apart: usize) -> usize {
+        // SAFETY: the caller's promises, passed on.
+        unsafe { two_runs::<Self, S>(rows, runs, to, apart) }
+    }
     /// 32 weights to a block.
     fn quantize(src: &[f32], block: &mut [u8]);
 }
@@ -89,74 +89,254 @@ impl<T: Block32> ViaDequantize for In32<T> {
     }
 }
 
-impl<T: Block32> Int8Row for In32<T> {
+impl<T: Block32> Scaled for In32<T> {
     const GRAIN: Grain = Grain::B32;
+    const TOP: u8 = T::TOP;
+    const OFFSET: u8 = T::OFFSET;
+    const SUBS: usize = 1;
+    const D_AT: usize = 0;
+    const M_AT: Option<usize> = if T::MIN { Some(2) } else { None };
+    const M_SIGN: f32 = 1.0;
 
-    fn scalar(row: &[u8], _: f32, x: Column<'_>) -> f32 {
-        let (mut acc, mut min) = ([0f32; 16], [0f32; 16]);
-        for (b, block) in row.chunks_exact(T::BYTES).enumerate() {
-            let ds = f16_at(block, 0) * x.scales[b];
-            let codes = T::codes(block);
-            for l in 0..8 {
-                let lane: i32 =
-                    (l * 4..l * 4 + 4).map(|e| i32::from(codes[e]) * i32::from(x.q[b * 32 + e])).sum();
-                let acc = &mut acc[b % 2 * 8 + l];
-                *acc = (lane as f32).mul_add(ds, *acc);
-            }
-            if T::MIN {
-                let ms = f16_at(block, 2) * x.scales[b];
-                min[b % 16] = ms.mul_add(x.sums[b] as f32, min[b % 16]);
-            }
-        }
-        fold(std::array::from_fn(|l| if T::MIN { acc[l] + min[l] } else { acc[l] }))
+    fn integers(block: &[u8], x: Column<'_>, b: usize) -> (i32, i32) {
+        let q = &x.q[b * 32..][..32];
+        let sum = T::codes(block).iter().zip(q).map(|(&code, &q)| i32::from(code) * i32::from(q)).sum();
+        (sum, x.sums[b])
     }
 
     #[inline(always)]
-    unsafe fn simd<S: Bytes, const N: usize>(row: &[u8], _: f32, x: &[Column<'_>; N]) -> [f32; N] {
-        let blocks = row.len() / T::BYTES;
-        // SAFETY: `S` is enabled by the caller. Blocks below `blocks` are inside the row, and so are their
-        // scales and sums in the columns; the q of a column are padded to 256, so the second half of a last
-        // odd pair may be loaded too.
+    unsafe fn section<S: Bytes>(rows: [*const u8; 4], from: usize, runs: usize, x: Column<'_>) -> [f32; 4] {
+        let rows = rows.map(|row| row.wrapping_add(from * T::BYTES));
+        // SAFETY: the caller's promises, passed on.
         unsafe {
-            let (mut acc, mut min) = ([S::zero(); N], [S::zero(); N]);
-            for from in (0..blocks).step_by(16) {
-                let n = (blocks - from).min(16);
-                let base = row.as_ptr().add(from * T::BYTES);
-                let mut ds = [[0f32; 16]; N];
-                let d = S::load_f16_every(base, T::BYTES, n);
-                for c in 0..N {
-                    let s = S::load_n(x[c].scales.as_ptr().add(from), n);
-                    S::store(ds[c].as_mut_ptr(), S::mul(d, s));
-                }
-                if T::MIN {
-                    let m = S::load_f16_every(base.add(2), T::BYTES, n);
-                    for c in 0..N {
-                        let s = S::load_n(x[c].scales.as_ptr().add(from), n);
-                        let sums = S::load_i32_n(x[c].sums.as_ptr().add(from), n);
-                        min[c] = S::fma(S::mul(m, s), sums, min[c]);
-                    }
-                }
-                for b in (0..n).step_by(2) {
-                    let block = base.add(b * T::BYTES);
-                    S::prefetch(block.wrapping_add(AHEAD));
-                    let partner = if b + 1 < n { block.add(T::BYTES) } else { block };
-                    let codes = T::codes2::<S>(block, partner);
-                    for c in 0..N {
-                        let q = S::load_v(x[c].q.as_ptr().add((from + b) * 32).cast());
-                        let eighths = x[c].eighths.as_ptr().add((from + b) * 8).cast();
-                        let lanes = match T::OFFSET {
-                            0 => S::dot_u8(S::zero_v(), codes, q),
-                            8 => S::dot_u8(S::load_v(eighths), codes, q),
-                            16 => S::dot_u8(S::shl32::<1>(S::load_v(eighths)), codes, q),
-                            _ => S::dot_offset128(codes, q, eighths.cast()),
-                        };
-                        acc[c] = S::fma(S::to_f32(lanes), S::splat2(ds[c][b], ds[c][b + 1]), acc[c]);
-                    }
+            let mut acc = [S::zero(); 4];
+            for (acc, row) in acc.iter_mut().zip(rows) {
+                for b in (0..runs / 16 * 16).step_by(16) {
+                    *acc = sixteen::<T, S>(*acc, row.wrapping_add(b * T::BYTES), from + b, x);
                 }
             }
-            std::array::from_fn(|c| S::reduce_add(if T::MIN { S::add(acc[c], min[c]) } else { acc[c] }))
+            let rest = runs / 16 * 16..runs;
+            if !rest.is_empty() {
+                let mut lanes = [[0f32; 16]; 4];
+                for r in 0..4 {
+                    S::store(lanes[r].as_mut_ptr(), acc[r]);
+                }
+                for b in rest.clone().step_by(4) {
+                    let blocks = rows.map(|row| row.wrapping_add(b * T::BYTES));
+                    // A number that the compiler knows: no looking whether a block is there.
+                    match rest.end - b {
+                        4.. => four::<T, S>(&mut lanes, blocks, 4, from, b, x),
+                        n => four::<T, S>(&mut lanes, blocks, n, from, b, x),
+                    }
+                }
+                for r in 0..4 {
+                    acc[r] = S::load(lanes[r].as_ptr());
+                }
+            }
+            S::reduce_add4(acc)
         }
     }
+
+    #[inline(always)]
+    unsafe fn turn<S: Bytes>(rows: &[*const u8; 16], runs: usize, to: *mut u8, apart: usize) -> usize {
+        // SAFETY: the caller's promises, passed on.
+        unsafe { T::turn::<S>(rows, runs, to, apart) }
+    }
+}
+
+/// Adds 16 runs of a row to their lanes. The first is number `b`.
+///
+/// # Safety
+/// `S` is enabled; the blocks are readable, and the column covers them.
+#[inline(always)]
+unsafe fn sixteen<T: Block32, S: Bytes>(acc: S::F, blocks: *const u8, b: usize, x: Column<'_>) -> S::F {
+    // SAFETY: by the caller.
+    unsafe {
+        let mut quads = [S::quad::<true>(S::zero_v(), S::zero_v()); 4];
+        for (i, quad) in quads.iter_mut().enumerate() {
+            let at = blocks.wrapping_add(4 * i * T::BYTES);
+            let block = [0, 1, 2, 3].map(|j: usize| at.wrapping_add(j * T::BYTES));
+            *quad = quad_of::<T, S>(block, x.q.as_ptr().add((b + 4 * i) * 32));
+        }
+        let of_q = S::load_v(x.sums.as_ptr().add(b).cast());
+        let s = S::load(x.scales.as_ptr().add(b));
+        let d = S::load_f16_every(blocks, T::BYTES, 16);
+        let acc = S::fma(S::to_f32(signed::<T, S>(quads, of_q)), S::mul(d, s), acc);
+        if T::MIN {
+            let m = S::load_f16_every(blocks.add(2), T::BYTES, 16);
+            return S::fma(S::to_f32(of_q), S::mul(m, s), acc);
+        }
+        acc
+    }
+}
+
+/// Adds `n <= 4` runs of four rows to their lanes, for what a row has beyond multiples of 16: number `from + b` and those behind it, whose lanes begin
+/// at `b % 16`. For runs that are not there the last one stands in, with scales of zero.
+///
+/// # Safety
+/// `S` is enabled; the blocks are readable, and the column covers them.
+#[inline(always)]
+unsafe fn four<T: Block32, S: Bytes>(
+    lanes: &mut [[f32; 16]; 4],
+    blocks: [*const u8; 4],
+    n: usize,
+    from: usize,
+    b: usize,
+    x: Column<'_>,
+) {
+    let (mut d, mut m) = ([[0u16; 4]; 4], [[0u16; 4]; 4]);
+    let (mut s, mut of_q) = ([0f32; 4], [0i32; 4]);
+    s[..n].copy_from_slice(&x.scales[from + b..][..n]);
+    of_q[..n].copy_from_slice(&x.sums[from + b..][..n]);
+    // SAFETY: by the caller. Columns are padded to 256 values: those of four runs are there where the first one's are.
+    unsafe {
+        let mut quads = [S::quad::<true>(S::zero_v(), S::zero_v()); 4];
+        for r in 0..4 {
+            let block = [0, 1, 2, 3].map(|j: usize| blocks[r].wrapping_add(j.min(n - 1) * T::BYTES));
+            quads[r] = quad_of::<T, S>(block, x.q.as_ptr().add((from + b) * 32));
+            for j in 0..if n < 4 { n } else { 0 } {
+                d[r][j] = block[j].cast::<u16>().read_unaligned();
+                if T::MIN {
+                    m[r][j] = block[j].add(2).cast::<u16>().read_unaligned();
+                }
+            }
+        }
+        let of_q = S::bits_of_f(S::repeat(of_q.as_ptr().cast()));
+        let s = S::repeat(s.as_ptr());
+        let at = [0, 1, 2, 3].map(|r: usize| lanes[r].as_mut_ptr().add(b % 16));
+        let acc = S::load_rows(at.map(<*mut f32>::cast_const));
+        let d = if n == 4 { each::<T, S>(blocks, 0) } else { S::load_f16_rows(starts(&d)) };
+        let mut acc = S::fma(S::to_f32(signed::<T, S>(quads, of_q)), S::mul(d, s), acc);
+        if T::MIN {
+            let m = if n == 4 { each::<T, S>(blocks, 2) } else { S::load_f16_rows(starts(&m)) };
+            acc = S::fma(S::to_f32(of_q), S::mul(m, s), acc);
+        }
+        S::store_rows(at, acc);
+    }
+}
+
+fn starts(rows: &[[u16; 4]; 4]) -> [*const u16; 4] {
+    [0, 1, 2, 3].map(|r: usize| rows[r].as_ptr())
+}
+
+/// The halves `at` bytes behind the beginning of four blocks of four rows.
+///
+/// # Safety
+/// `S` is enabled; the blocks are readable.
+#[inline(always)]
+unsafe fn each<T: Block32, S: Bytes>(blocks: [*const u8; 4], at: usize) -> S::F {
+    let mut each = [std::ptr::null(); 16];
+    for (i, each) in each.iter_mut().enumerate() {
+        *each = blocks[i / 4].wrapping_add(i % 4 * T::BYTES + at);
+    }
+    // SAFETY: by the caller.
+    unsafe { S::load_f16_each(&each) }
+}
+
+/// Sixteen runs' integers without the offset of their codes; `of_q` are the sums of q.
+///
+/// # Safety
+/// `S` is enabled.
+#[inline(always)]
+unsafe fn signed<T: Block32, S: Bytes>([a, b, c, d]: [S::Quad; 4], of_q: S::V) -> S::V {
+    // SAFETY: by the caller.
+    unsafe {
+        let sums = S::sixteen(S::octet(a, b), S::octet(c, d));
+        match const { offset::<In32<T>, S>() } {
+            0 => sums,
+            8 => S::sub_i32(sums, S::shl32::<3>(of_q)),
+            16 => S::sub_i32(sums, S::shl32::<4>(of_q)),
+            _ => S::sub_i32(sums, S::shl32::<7>(of_q)),
+        }
+    }
+}
+
+/// Four runs of a row.
+///
+/// # Safety
+/// `S` is enabled; the blocks are readable, and 128 values at `q`.
+#[inline(always)]
+unsafe fn quad_of<T: Block32, S: Bytes>([a, b, c, d]: [*const u8; 4], q: *const i8) -> S::Quad {
+    // SAFETY: by the caller.
+    unsafe {
+        for line in (0..4 * T::BYTES).step_by(64) {
+            S::prefetch(a.wrapping_add(AHEAD + line));
+        }
+        let (first, second) = (two::<T, S>(a, b, q), two::<T, S>(c, d, q.add(64)));
+        // Lanes of codes up to 31 have at most 15,748, and two of them fit 16 bits.
+        if T::TOP < 63 { S::quad::<true>(first, second) } else { S::quad::<false>(first, second) }
+    }
+}
+
+/// Lanes of two runs.
+///
+/// # Safety
+/// `S` is enabled; both pointers are to whole blocks; 64 values are readable.
+#[inline(always)]
+unsafe fn two<T: Block32, S: Bytes>(a: *const u8, b: *const u8, q: *const i8) -> S::V {
+    // SAFETY: by the caller.
+    unsafe {
+        let (codes, q) = (multiplied::<T, S>(T::codes2::<S>(a, b)), S::load_v(q.cast()));
+        if T::TOP == 255 && S::SIGNED {
+            S::dot_i8(S::zero_v(), codes, q)
+        } else {
+            S::dot_u8(S::zero_v(), codes, q)
+        }
+    }
+}
+
+/// [`Scaled::turn`] for any format: codes of two runs, or one, row by row, which then change places.
+///
+/// # Safety
+/// As for [`Scaled::turn`].
+#[inline(always)]
+pub(super) unsafe fn two_runs<T: Block32, S: Bytes>(
+    rows: &[*const u8; 16],
+    runs: usize,
+    to: *mut u8,
+    apart: usize,
+) -> usize {
+    let mut lines = [const { MaybeUninit::<Line>::uninit() }; 16];
+    let second = if runs > 1 { T::BYTES } else { 0 };
+    // SAFETY: `S` is enabled by the caller, two blocks (or one, twice) are readable at each pointer, and 16 vectors have room.
+    unsafe {
+        for (line, row) in lines.iter_mut().zip(rows) {
+            let codes = multiplied::<T, S>(T::codes2::<S>(*row, row.wrapping_add(second)));
+            S::store_v(line.as_mut_ptr().cast(), codes);
+        }
+        let lines = std::array::from_fn(|i| lines[i].as_ptr().cast());
+        for (j, v) in S::turn16::<0, 16, 32, 48>(lines).into_iter().enumerate() {
+            S::store_v(to.add(j * apart), v);
+        }
+    }
+    runs.min(2)
+}
+
+/// Stores the codes of four runs of 16 rows, whose nibbles have changed places: vector 4 k + j has those of elements 4 j .. and 16 + 4 j .. of run k.
+///
+/// # Safety
+/// `S` is enabled; 32 vectors have room.
+#[inline(always)]
+pub(super) unsafe fn store_nibbles<S: Bytes>(turned: [S::V; 16], to: *mut u8, apart: usize) {
+    // SAFETY: by the caller.
+    unsafe {
+        let low = S::splat_u8(15);
+        for (i, v) in turned.into_iter().enumerate() {
+            let to = to.add((i / 4 * 8 + i % 4) * apart);
+            S::store_v(to, S::and(v, low));
+            S::store_v(to.add(4 * apart), S::and(S::shr16::<4>(v), low));
+        }
+    }
+}
+
+/// Codes as `S` multiplies them.
+///
+/// # Safety
+/// `S` is enabled.
+#[inline(always)]
+pub(super) unsafe fn multiplied<T: Block32, S: Bytes>(codes: S::V) -> S::V {
+    // SAFETY: by the caller.
+    unsafe { if T::TOP == 255 && S::SIGNED { S::xor(codes, S::splat_u8(0x80)) } else { codes } }
 }
 
 /// The value farthest from zero, the first of equals.

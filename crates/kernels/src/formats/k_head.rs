@@ -70,6 +70,20 @@ pub(super) unsafe fn scales<S: Bytes>(block: *const u8) -> ([S::V; 4], S::V) {
     }
 }
 
+/// [`super::superblocks::SuperBlock::each16`].
+///
+/// # Safety
+/// `S` is enabled; the head is readable at `block`.
+#[inline(always)]
+pub(super) unsafe fn each16<S: Bytes>(block: *const u8) -> (S::V, S::V) {
+    // SAFETY: by the caller.
+    unsafe {
+        let (scales, mins) = words(&block.add(4).cast::<[u8; 12]>().read_unaligned());
+        let twice = S::load_v(SPREAD[4].as_ptr());
+        (S::shuffle16(S::splat_u64(scales), twice), S::shuffle16(S::splat_u64(mins), twice))
+    }
+}
+
 /// Chooses scales and minima for 256 weights, writes the head, and returns codes from 0 to `top`.
 pub(super) fn fit(src: &[f32], top: u8, block: &mut [u8]) -> [u8; 256] {
     let fits: [(f32, f32); 8] = std::array::from_fn(|j| fit32(&src[j * 32..][..32], top));

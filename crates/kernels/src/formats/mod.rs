@@ -33,6 +33,8 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod scaled;
+mod scaled_tile;
 mod superblocks;
 mod ternary;
 mod tile;
@@ -92,19 +94,11 @@ pub(crate) struct Column<'a> {
     pub scales: &'a [f32],
     /// Sum of each group.
     pub sums: &'a [i32],
-    /// -8 times the sum of every four, where a group has 32.
-    pub eighths: &'a [i32],
 }
 
 impl<'a> Column<'a> {
     fn of(acts: &I8Cols<'a>, c: usize) -> Self {
-        Self {
-            q: acts.q(c),
-            sums16: acts.sums16(c),
-            scales: acts.scales(c),
-            sums: acts.sums(c),
-            eighths: acts.eighths(c),
-        }
+        Self { q: acts.q(c), sums16: acts.sums16(c), scales: acts.scales(c), sums: acts.sums(c) }
     }
 }
 
@@ -237,10 +231,14 @@ macro_rules! entry_points {
     };
 }
 
+use scaled::{Scaled, scaled_rows, scaled_scalar};
+use scaled_tile::scaled_tiles;
 use ternary::{Ternary, many_columns, ternary_rows};
 entry_points!(int8_kernels, Int8Row, int8_scalar, int8_rows);
 entry_points!(ternary_kernels, Ternary, int8_scalar, ternary_rows);
 entry_points!(many_columns_kernels, Ternary, int8_scalar, many_columns);
+entry_points!(scaled_kernels, Scaled, scaled_scalar, scaled_rows);
+entry_points!(scaled_tiles_kernels, Scaled, scaled_scalar, scaled_tiles);
 entry_points!(float_kernels, FloatRow, float_scalar, float_rows);
 
 impl Format {

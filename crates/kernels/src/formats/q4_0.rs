@@ -6,12 +6,12 @@
 //! element h*16 + m  =  ((qs[m] >> 4*h & 15) - 8) * d                         h < 2, m < 16
 //! ```
 
-use super::blocks32::{Block32, In32, extreme, inverse};
+use super::blocks32::{Block32, In32, extreme, inverse, store_nibbles, two_runs};
 use crate::format::Format;
 use crate::simd::Bytes;
 use half::f16;
 
-pub(super) static FORMAT: Format = Format::quantized::<In32<Q4_0>>();
+pub(super) static FORMAT: Format = Format::scaled::<In32<Q4_0>>();
 
 struct Q4_0;
 
@@ -19,6 +19,7 @@ impl Block32 for Q4_0 {
     const NAME: &'static str = "Q4_0";
     const BYTES: usize = 18;
     const OFFSET: u8 = 8;
+    const TOP: u8 = 15;
     const MIN: bool = false;
 
     #[inline(always)]
@@ -29,6 +30,17 @@ impl Block32 for Q4_0 {
     unsafe fn codes2<S: Bytes>(a: *const u8, b: *const u8) -> S::V {
         // SAFETY: the caller's promises.
         unsafe { S::load_nibbles2(a.add(2), b.add(2)) }
+    }
+    #[inline(always)]
+    unsafe fn turn<S: Bytes>(rows: &[*const u8; 16], runs: usize, to: *mut u8, apart: usize) -> usize {
+        // SAFETY: the caller's promises, passed on; the 16 bytes of codes of each of four blocks.
+        unsafe {
+            if runs < 4 {
+                return two_runs::<Self, S>(rows, runs, to, apart);
+            }
+            store_nibbles::<S>(S::turn16::<2, 20, 38, 56>(*rows), to, apart);
+        }
+        4
     }
     fn quantize(src: &[f32], block: &mut [u8]) {
         let d = extreme(src) / -8.0;

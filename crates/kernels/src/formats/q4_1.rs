@@ -6,12 +6,12 @@
 //! element h*16 + i  =  (qs[i] >> 4*h & 15) * d + m                           h < 2, i < 16
 //! ```
 
-use super::blocks32::{Block32, In32, inverse, range};
+use super::blocks32::{Block32, In32, inverse, range, store_nibbles, two_runs};
 use crate::format::Format;
 use crate::simd::Bytes;
 use half::f16;
 
-pub(super) static FORMAT: Format = Format::quantized::<In32<Q4_1>>();
+pub(super) static FORMAT: Format = Format::scaled::<In32<Q4_1>>();
 
 struct Q4_1;
 
@@ -19,6 +19,7 @@ impl Block32 for Q4_1 {
     const NAME: &'static str = "Q4_1";
     const BYTES: usize = 20;
     const OFFSET: u8 = 0;
+    const TOP: u8 = 15;
     const MIN: bool = true;
 
     #[inline(always)]
@@ -29,6 +30,17 @@ impl Block32 for Q4_1 {
     unsafe fn codes2<S: Bytes>(a: *const u8, b: *const u8) -> S::V {
         // SAFETY: the caller's promises.
         unsafe { S::load_nibbles2(a.add(4), b.add(4)) }
+    }
+    #[inline(always)]
+    unsafe fn turn<S: Bytes>(rows: &[*const u8; 16], runs: usize, to: *mut u8, apart: usize) -> usize {
+        // SAFETY: the caller's promises, passed on; the 16 bytes of codes of each of four blocks.
+        unsafe {
+            if runs < 4 {
+                return two_runs::<Self, S>(rows, runs, to, apart);
+            }
+            store_nibbles::<S>(S::turn16::<4, 24, 44, 64>(*rows), to, apart);
+        }
+        4
     }
     fn quantize(src: &[f32], block: &mut [u8]) {
         let (min, max) = range(src);

@@ -12,16 +12,18 @@ use super::superblocks::{Head, In256, SuperBlock};
 use crate::format::Format;
 use crate::simd::Bytes;
 
-pub(super) static FORMAT: Format = Format::quantized::<In256<Q4K>>();
+pub(super) static FORMAT: Format = Format::scaled::<In256<Q4K>>();
 
 struct Q4K;
 
 impl SuperBlock for Q4K {
     const NAME: &'static str = "Q4_K";
     const BYTES: usize = 144;
-    const OFFSET: i16 = 0;
+    const OFFSET: u8 = 0;
+    const TOP: u8 = 15;
+    const SUBS: usize = 8;
     const D_AT: usize = 0;
-    const DMIN_AT: usize = 2;
+    const DMIN_AT: Option<usize> = Some(2);
 
     #[inline(always)]
     fn head(block: &[u8]) -> Head {
@@ -48,11 +50,41 @@ impl SuperBlock for Q4K {
         // SAFETY: the caller's promises.
         unsafe { k_head::scales::<S>(block) }
     }
+    #[inline(always)]
+    unsafe fn turn<S: Bytes>(rows: &[*const u8; 16], to: *mut u8, apart: usize) {
+        // SAFETY: 128 bytes of codes from 16 on in each row, by the caller; 32 vectors for every 64 of them.
+        unsafe {
+            store::<S>(&S::turn16::<16, 32, 48, 64>(*rows), to, apart);
+            store::<S>(&S::turn16::<80, 96, 112, 128>(*rows), to.add(32 * apart), apart);
+        }
+    }
+    #[inline(always)]
+    unsafe fn each16<S: Bytes>(block: *const u8) -> (S::V, S::V) {
+        // SAFETY: the caller's promises.
+        unsafe { k_head::each16::<S>(block) }
+    }
     fn quantize(src: &[f32], block: &mut [u8]) {
         let codes = k_head::fit(src, 15, block);
         for (i, q) in block[16..].iter_mut().enumerate() {
             let e = i / 32 * 64 + i % 32;
             *q = codes[e] | codes[e + 32] << 4;
+        }
+    }
+}
+
+/// Stores the codes of 64 bytes: vector i has bytes 4 i .. of them.
+///
+/// # Safety
+/// `S` is enabled; 32 vectors have room.
+#[inline(always)]
+unsafe fn store<S: Bytes>(turned: &[S::V; 16], to: *mut u8, apart: usize) {
+    // SAFETY: by the caller.
+    unsafe {
+        let low = S::splat_u8(15);
+        for i in 0..16 {
+            let to = to.add((i / 8 * 16 + i % 8) * apart);
+            S::store_v(to, S::and(turned[i], low));
+            S::store_v(to.add(8 * apart), S::and(S::shr16::<4>(turned[i]), low));
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::format::Format;
 use crate::simd::Bytes;
 use half::f16;
 
-pub(super) static FORMAT: Format = Format::quantized::<In32<Q5_0>>();
+pub(super) static FORMAT: Format = Format::scaled::<In32<Q5_0>>();
 
 struct Q5_0;
 
@@ -20,6 +20,7 @@ impl Block32 for Q5_0 {
     const NAME: &'static str = "Q5_0";
     const BYTES: usize = 22;
     const OFFSET: u8 = 16;
+    const TOP: u8 = 31;
     const MIN: bool = false;
 
     #[inline(always)]

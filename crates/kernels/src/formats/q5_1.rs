@@ -12,7 +12,7 @@ use crate::format::Format;
 use crate::simd::Bytes;
 use half::f16;
 
-pub(super) static FORMAT: Format = Format::quantized::<In32<Q5_1>>();
+pub(super) static FORMAT: Format = Format::scaled::<In32<Q5_1>>();
 
 struct Q5_1;
 
@@ -20,6 +20,7 @@ impl Block32 for Q5_1 {
     const NAME: &'static str = "Q5_1";
     const BYTES: usize = 24;
     const OFFSET: u8 = 0;
+    const TOP: u8 = 31;
     const MIN: bool = true;
 
     #[inline(always)]

@@ -13,16 +13,18 @@ use super::superblocks::{Head, In256, SuperBlock};
 use crate::format::Format;
 use crate::simd::Bytes;
 
-pub(super) static FORMAT: Format = Format::quantized::<In256<Q5K>>();
+pub(super) static FORMAT: Format = Format::scaled::<In256<Q5K>>();
 
 struct Q5K;
 
 impl SuperBlock for Q5K {
     const NAME: &'static str = "Q5_K";
     const BYTES: usize = 176;
-    const OFFSET: i16 = 0;
+    const OFFSET: u8 = 0;
+    const TOP: u8 = 31;
+    const SUBS: usize = 8;
     const D_AT: usize = 0;
-    const DMIN_AT: usize = 2;
+    const DMIN_AT: Option<usize> = Some(2);
 
     #[inline(always)]
     fn head(block: &[u8]) -> Head {
@@ -56,6 +58,25 @@ impl SuperBlock for Q5K {
         // SAFETY: the caller's promises.
         unsafe { k_head::scales::<S>(block) }
     }
+    #[inline(always)]
+    unsafe fn turn<S: Bytes>(rows: &[*const u8; 16], to: *mut u8, apart: usize) {
+        // SAFETY: 32 bytes of high bits from 16 on and 128 of low ones from 48 on in each row, by the caller; 32 vectors for every 64
+        // of the latter.
+        unsafe {
+            let high = S::turn16::<16, 32, 16, 32>(*rows);
+            let low = S::turn16::<48, 64, 80, 96>(*rows);
+            store::<S, 0>(&low, &high, to, apart);
+            store::<S, 1>(&low, &high, to, apart);
+            let low = S::turn16::<112, 128, 144, 160>(*rows);
+            store::<S, 2>(&low, &high, to, apart);
+            store::<S, 3>(&low, &high, to, apart);
+        }
+    }
+    #[inline(always)]
+    unsafe fn each16<S: Bytes>(block: *const u8) -> (S::V, S::V) {
+        // SAFETY: the caller's promises.
+        unsafe { k_head::each16::<S>(block) }
+    }
     fn quantize(src: &[f32], block: &mut [u8]) {
         let codes = k_head::fit(src, 31, block);
         for (m, q) in block[16..48].iter_mut().enumerate() {
@@ -64,6 +85,30 @@ impl SuperBlock for Q5K {
         for (i, q) in block[48..].iter_mut().enumerate() {
             let e = i / 32 * 64 + i % 32;
             *q = codes[e] & 15 | codes[e + 32] << 4;
+        }
+    }
+}
+
+/// Stores the codes of elements `64 * v ..`, of which vector i of `low`, or 8 + i where v is odd, and vector i of `high` have the bytes 4 i.
+///
+/// # Safety
+/// `S` is enabled; 64 vectors have room.
+#[inline(always)]
+unsafe fn store<S: Bytes, const V: usize>(low: &[S::V; 16], high: &[S::V; 16], to: *mut u8, apart: usize) {
+    // SAFETY: by the caller.
+    unsafe {
+        let (nibble, fifth) = (S::splat_u8(15), S::splat_u8(16));
+        for i in 0..8 {
+            let (l, h) = (low[V % 2 * 8 + i], high[i]);
+            let (a, b) = match V {
+                0 => (S::shl16::<4>(h), S::shl16::<3>(h)),
+                1 => (S::shl16::<2>(h), S::shl16::<1>(h)),
+                2 => (h, S::shr16::<1>(h)),
+                _ => (S::shr16::<2>(h), S::shr16::<3>(h)),
+            };
+            let to = to.add((16 * V + i) * apart);
+            S::store_v(to, S::or(S::and(l, nibble), S::and(a, fifth)));
+            S::store_v(to.add(8 * apart), S::or(S::and(S::shr16::<4>(l), nibble), S::and(b, fifth)));
         }
     }
 }

@@ -14,16 +14,18 @@ use crate::format::Format;
 use crate::simd::Bytes;
 use half::f16;
 
-pub(super) static FORMAT: Format = Format::quantized::<In256<Q6K>>();
+pub(super) static FORMAT: Format = Format::scaled::<In256<Q6K>>();
 
 struct Q6K;
 
 impl SuperBlock for Q6K {
     const NAME: &'static str = "Q6_K";
     const BYTES: usize = 210;
-    const OFFSET: i16 = 32;
+    const OFFSET: u8 = 32;
+    const TOP: u8 = 63;
+    const SUBS: usize = 16;
     const D_AT: usize = 208;
-    const DMIN_AT: usize = 208;
+    const DMIN_AT: Option<usize> = None;
 
     #[inline(always)]
     fn head(block: &[u8]) -> Head {
@@ -66,6 +68,27 @@ impl SuperBlock for Q6K {
             (each, all)
         }
     }
+    #[inline(always)]
+    unsafe fn turn<S: Bytes>(rows: &[*const u8; 16], to: *mut u8, apart: usize) {
+        // SAFETY: 128 bytes of low bits and 64 of high ones in each row, by the caller; 32 vectors for every 64 of the former.
+        unsafe {
+            let high = S::turn16::<128, 144, 160, 176>(*rows);
+            let low = S::turn16::<0, 16, 32, 48>(*rows);
+            store::<S, 0, 0>(&low, &high, to, apart);
+            store::<S, 0, 1>(&low, &high, to, apart);
+            let low = S::turn16::<64, 80, 96, 112>(*rows);
+            store::<S, 1, 0>(&low, &high, to, apart);
+            store::<S, 1, 1>(&low, &high, to, apart);
+        }
+    }
+    #[inline(always)]
+    unsafe fn each16<S: Bytes>(block: *const u8) -> (S::V, S::V) {
+        // SAFETY: 16 scales from 192 on.
+        unsafe {
+            let all = S::widen_i8(block.add(192).cast());
+            (all, all)
+        }
+    }
     fn quantize(src: &[f32], block: &mut [u8]) {
         let fits: [f32; 16] = std::array::from_fn(|j| fit16(&src[j * 16..][..16]));
         // The largest scale becomes -128, the end of the range that has one step more.
@@ -83,6 +106,31 @@ impl SuperBlock for Q6K {
                 block[e / 128 * 64 + e % 64] |= (code & 15) << (e / 64 % 2 * 4);
                 block[128 + e / 128 * 32 + e % 32] |= code >> 4 << (e / 32 % 4 * 2);
             }
+        }
+    }
+}
+
+/// Stores the codes of elements `128 g + 32 k ..` and `128 g + 64 + 32 k ..`: vector `8 k + i` of `low` and `8 g + i` of `high` have their
+/// bytes 4 i.
+///
+/// # Safety
+/// `S` is enabled; 64 vectors have room.
+#[inline(always)]
+unsafe fn store<S: Bytes, const G: usize, const K: usize>(
+    low: &[S::V; 16],
+    high: &[S::V; 16],
+    to: *mut u8,
+    apart: usize,
+) {
+    // SAFETY: by the caller.
+    unsafe {
+        let (nibble, bits) = (S::splat_u8(15), S::splat_u8(0x30));
+        for i in 0..8 {
+            let (l, h) = (low[8 * K + i], high[8 * G + i]);
+            let (a, b) = if K == 0 { (S::shl16::<4>(h), h) } else { (S::shl16::<2>(h), S::shr16::<2>(h)) };
+            let to = to.add((32 * G + 8 * K + i) * apart);
+            S::store_v(to, S::or(S::and(l, nibble), S::and(a, bits)));
+            S::store_v(to.add(16 * apart), S::or(S::and(S::shr16::<4>(l), nibble), S::and(b, bits)));
         }
     }
 }

@@ -24,13 +24,12 @@ impl Body for Quantize<'_> {
         let base = record.as_mut_ptr().cast::<u8>();
         // SAFETY: the parts of a record are disjoint, aligned, and inside `record`, whose length the caller
         // has asserted; any bits are valid integers and floats.
-        let (q, sums16, scales, sums, eighths) = unsafe {
+        let (q, sums16, scales, sums) = unsafe {
             (
                 std::slice::from_raw_parts_mut(base.cast::<i8>(), padded),
                 std::slice::from_raw_parts_mut(base.add(layout.sums16_at()).cast::<i16>(), padded / 16),
                 std::slice::from_raw_parts_mut(base.add(layout.scales_at()).cast::<f32>(), layout.groups()),
                 std::slice::from_raw_parts_mut(base.add(layout.sums_at()).cast::<i32>(), layout.groups()),
-                std::slice::from_raw_parts_mut(base.add(layout.eighths_at()).cast::<i32>(), layout.eighths()),
             )
         };
         let group = match layout.grain {
@@ -44,9 +43,6 @@ impl Body for Quantize<'_> {
             // SAFETY: `L` is enabled by the caller.
             scales[g] = unsafe { quantize_group::<L>(x, q, sums16, layout.grain) };
             sums[g] = sums16.iter().map(|&s| i32::from(s)).sum();
-        }
-        for (eighth, q) in eighths.iter_mut().zip(q.chunks_exact(4)) {
-            *eighth = -8 * q.iter().map(|&q| i32::from(q)).sum::<i32>();
         }
     }
 }
@@ -158,13 +154,6 @@ mod tests {
                     for (s, q) in cols.sums16(0).iter().zip(cols.q(0).chunks(16)) {
                         assert_eq!(*s, q.iter().map(|&q| i16::from(q)).sum::<i16>());
                     }
-                    for (s, q) in cols.eighths(0).iter().zip(cols.q(0).chunks(4)) {
-                        assert_eq!(*s, -8 * q.iter().map(|&q| i32::from(q)).sum::<i32>());
-                    }
-                    assert_eq!(
-                        cols.eighths(0).len(),
-                        if grain == Grain::B32 { layout.padded() / 4 } else { 0 }
-                    );
                     assert_eq!(Acts::I8(cols).n(), 1);
                 }
             }

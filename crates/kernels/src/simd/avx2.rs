@@ -88,6 +88,25 @@ unsafe fn eight_every(p: *const u8, stride: usize) -> __m128i {
     unsafe { insert!(_mm_setzero_si128(), 0 1 2 3 4 5 6 7) }
 }
 
+/// Eight 16-bit values at pointers of their own.
+#[inline(always)]
+pub(crate) unsafe fn eight_at(p: &[*const u8]) -> __m128i {
+    macro_rules! insert {
+        ($v:expr, $($i:literal)*) => {{
+            let mut v = $v;
+            $(v = _mm_insert_epi16::<$i>(v, i32::from(p[$i].cast::<u16>().read_unaligned()));)*
+            v
+        }};
+    }
+    unsafe { insert!(_mm_setzero_si128(), 0 1 2 3 4 5 6 7) }
+}
+
+/// Four 16-bit values at each of two pointers.
+#[inline(always)]
+pub(crate) unsafe fn fours_at(a: *const u16, b: *const u16) -> __m128i {
+    unsafe { _mm_unpacklo_epi64(_mm_loadl_epi64(a.cast()), _mm_loadl_epi64(b.cast())) }
+}
+
 /// For each 32-bit position of a 128-bit half: fma((sum of both halves - minus) as f32, d, 0) * scale.
 #[inline(always)]
 pub(crate) unsafe fn scaled4(halves: __m256i, minus: i32, d: [u16; 4], scale: f32) -> [f32; 4] {
@@ -389,6 +408,7 @@ impl Bytes for Avx2 {
     type V = (__m256i, __m256i);
     const ISA: Isa = Isa::Avx2;
     const REGISTERS: usize = 16;
+    const SIGNED: bool = true;
 
     #[inline(always)]
     unsafe fn load_v(p: *const u8) -> Self::V {
@@ -425,6 +445,52 @@ impl Bytes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_f16_each(p: &[*const u8; 16]) -> Self::F {
+        unsafe { (_mm256_cvtph_ps(eight_at(&p[..8])), _mm256_cvtph_ps(eight_at(&p[8..]))) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16_rows([a, b, c, d]: [*const u16; 4]) -> Self::F {
+        unsafe { (_mm256_cvtph_ps(fours_at(a, b)), _mm256_cvtph_ps(fours_at(c, d))) }
+    }
+    #[inline(always)]
+    unsafe fn load_rows([a, b, c, d]: [*const f32; 4]) -> Self::F {
+        unsafe {
+            let two = |a, b| _mm256_setr_m128(_mm_loadu_ps(a), _mm_loadu_ps(b));
+            (two(a, b), two(c, d))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_rows([a, b, c, d]: [*mut f32; 4], v: Self::F) {
+        unsafe {
+            _mm_storeu_ps(a, _mm256_castps256_ps128(v.0));
+            _mm_storeu_ps(b, _mm256_extractf128_ps::<1>(v.0));
+            _mm_storeu_ps(c, _mm256_castps256_ps128(v.1));
+            _mm_storeu_ps(d, _mm256_extractf128_ps::<1>(v.1));
+        }
+    }
+    #[inline(always)]
+    unsafe fn repeat(p: *const f32) -> Self::F {
+        unsafe {
+            let v = _mm256_broadcast_ps(&*p.cast());
+            (v, v)
+        }
+    }
+    #[inline(always)]
+    unsafe fn fold_rows([a, b, c, d]: [Self::F; 4]) -> [f32; 4] {
+        unsafe {
+            let v = Self::add(Self::add(a, c), Self::add(b, d));
+            // l + l+2 and l + l+1 in each 128 bits.
+            let h = |v| {
+                let v = _mm256_add_ps(v, _mm256_permute_ps::<0b11_10>(v));
+                _mm256_add_ps(v, _mm256_movehdup_ps(v))
+            };
+            let (low, high) = (h(v.0), h(v.1));
+            let mut rows = [0f32; 16];
+            Self::store(rows.as_mut_ptr(), (low, high));
+            [rows[0], rows[4], rows[8], rows[12]]
+        }
+    }
+    #[inline(always)]
     unsafe fn spread2(p: *const u8) -> Self::V {
         unsafe {
             // In a 32-bit lane with byte b: b | b << 6 | b << 12 | b << 18 has field j at bit 8j.
@@ -447,9 +513,10 @@ impl Bytes for Avx2 {
     #[inline(always)]
     unsafe fn load_nibbles2(a: *const u8, b: *const u8) -> Self::V {
         unsafe {
+            let shift = _mm256_setr_epi64x(0, 0, 4, 4);
             let h = |p: *const u8| {
-                let v = _mm_loadu_si128(p.cast());
-                _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(v), v), _mm256_set1_epi8(15))
+                let v = _mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast()));
+                _mm256_and_si256(_mm256_srlv_epi64(v, shift), _mm256_set1_epi8(15))
             };
             (h(a), h(b))
         }
@@ -585,11 +652,6 @@ impl Bytes for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn dot_offset128(u: Self::V, s: Self::V, _: *const i32) -> Self::V {
-        // Products of codes up to 255 do not fit 16 bits.
-        unsafe { Self::dot_i8(Self::zero_v(), Self::xor(u, Self::splat_u8(0x80)), s) }
-    }
-    #[inline(always)]
     unsafe fn dot_u8_scaled(acc: Self::V, u: Self::V, s: Self::V, k: Self::V) -> Self::V {
         unsafe {
             let h = |acc, u, s, k| _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), k));
@@ -607,6 +669,13 @@ impl Bytes for Avx2 {
     #[inline(always)]
     unsafe fn widen_i8(p: *const i8) -> Self::V {
         unsafe { (_mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())), _mm256_setzero_si256()) }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(acc: Self::V, a: Self::V, b: Self::V) -> Self::V {
+        unsafe {
+            let h = |acc, a, b| _mm256_add_epi32(acc, _mm256_madd_epi16(a, b));
+            (h(acc.0, a.0, b.0), h(acc.1, a.1, b.1))
+        }
     }
     #[inline(always)]
     unsafe fn splat4(p: *const i8) -> Self::V {
@@ -674,6 +743,29 @@ impl Bytes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn sums_add_wide(sums: &mut Sums, w: Self::V, s: Self::V) {
+        unsafe { sums.wide = Self::dot_i8(sums.wide, w, s) }
+    }
+    #[inline(always)]
+    unsafe fn scaled(acc: Self::V, sums: Sums, k: Self::V) -> Self::V {
+        unsafe { Self::dot_pairs(acc, sums.narrow, k) }
+    }
+    #[inline(always)]
+    unsafe fn scale_low(pairs: Self::V) -> Self::V {
+        // The scale in both halves: it meets two sums of two products.
+        unsafe {
+            let h = |v| _mm256_blend_epi16::<0b1010_1010>(v, _mm256_slli_epi32::<16>(v));
+            (h(pairs.0), h(pairs.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn scale_high(pairs: Self::V) -> Self::V {
+        unsafe {
+            let h = |v| _mm256_blend_epi16::<0b0101_0101>(v, _mm256_srli_epi32::<16>(v));
+            (h(pairs.0), h(pairs.1))
+        }
+    }
+    #[inline(always)]
     unsafe fn sums_carry(sums: &mut Sums) {
         unsafe {
             let one = _mm256_set1_epi16(1);
@@ -722,6 +814,40 @@ impl Bytes for Avx2 {
             let [a, b, c, d] = lanes.map(|v| _mm256_add_epi32(v.0, v.1));
             scaled4(_mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d)), minus, ds, scale)
         }
+    }
+    type Quad = __m256i;
+    type Octet = __m256i;
+    #[inline(always)]
+    unsafe fn quad<const NARROW: bool>(a: Self::V, b: Self::V) -> __m256i {
+        unsafe {
+            if NARROW {
+                let one = _mm256_set1_epi16(1);
+                let pair = |a, b| _mm256_madd_epi16(_mm256_packs_epi32(a, b), one);
+                pair(pair(a.0, a.1), pair(b.0, b.1))
+            } else {
+                _mm256_hadd_epi32(_mm256_hadd_epi32(a.0, a.1), _mm256_hadd_epi32(b.0, b.1))
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn octet(a: __m256i, b: __m256i) -> __m256i {
+        unsafe {
+            let (low, high) =
+                (_mm256_permute2x128_si256::<0x20>(a, b), _mm256_permute2x128_si256::<0x31>(a, b));
+            _mm256_add_epi32(low, high)
+        }
+    }
+    #[inline(always)]
+    unsafe fn sixteen(a: __m256i, b: __m256i) -> Self::V {
+        (a, b)
+    }
+    #[inline(always)]
+    unsafe fn beside(a: Self::V, b: Self::V) -> Self::V {
+        unsafe { (_mm256_add_epi32(a.0, a.1), _mm256_add_epi32(b.0, b.1)) }
+    }
+    #[inline(always)]
+    unsafe fn halves(a: Self::V, b: Self::V) -> Self::V {
+        (a.0, b.0)
     }
     #[inline(always)]
     unsafe fn to_f32(a: Self::V) -> Self::F {

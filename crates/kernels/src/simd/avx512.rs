@@ -185,6 +185,7 @@ impl Bytes for Avx512 {
     type V = __m512i;
     const ISA: Isa = Isa::Avx512;
     const REGISTERS: usize = 32;
+    const SIGNED: bool = false;
 
     #[inline(always)]
     unsafe fn load_v(p: *const u8) -> __m512i {
@@ -219,6 +220,53 @@ impl Bytes for Avx512 {
     #[inline(always)]
     unsafe fn load_f16_every(p: *const u8, stride: usize, n: usize) -> __m512 {
         unsafe { _mm512_cvtph_ps(super::avx2::halves_every(p, stride, n)) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16_each(p: &[*const u8; 16]) -> __m512 {
+        unsafe {
+            let (low, high) = (super::avx2::eight_at(&p[..8]), super::avx2::eight_at(&p[8..]));
+            _mm512_cvtph_ps(_mm256_setr_m128i(low, high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16_rows([a, b, c, d]: [*const u16; 4]) -> __m512 {
+        unsafe {
+            let (low, high) = (super::avx2::fours_at(a, b), super::avx2::fours_at(c, d));
+            _mm512_cvtph_ps(_mm256_setr_m128i(low, high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_rows([a, b, c, d]: [*const f32; 4]) -> __m512 {
+        unsafe {
+            let v = _mm512_castps128_ps512(_mm_loadu_ps(a));
+            let v = _mm512_insertf32x4::<1>(v, _mm_loadu_ps(b));
+            _mm512_insertf32x4::<3>(_mm512_insertf32x4::<2>(v, _mm_loadu_ps(c)), _mm_loadu_ps(d))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_rows([a, b, c, d]: [*mut f32; 4], v: __m512) {
+        unsafe {
+            _mm_storeu_ps(a, _mm512_castps512_ps128(v));
+            _mm_storeu_ps(b, _mm512_extractf32x4_ps::<1>(v));
+            _mm_storeu_ps(c, _mm512_extractf32x4_ps::<2>(v));
+            _mm_storeu_ps(d, _mm512_extractf32x4_ps::<3>(v));
+        }
+    }
+    #[inline(always)]
+    unsafe fn repeat(p: *const f32) -> __m512 {
+        unsafe { _mm512_broadcast_f32x4(_mm_loadu_ps(p)) }
+    }
+    #[inline(always)]
+    unsafe fn fold_rows([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        unsafe {
+            let v = Self::add(Self::add(a, c), Self::add(b, d));
+            // l + l+2 and l + l+1 in each 128 bits.
+            let v = _mm512_add_ps(v, _mm512_permute_ps::<0b11_10>(v));
+            let v = _mm512_add_ps(v, _mm512_movehdup_ps(v));
+            let mut rows = [0f32; 16];
+            Self::store(rows.as_mut_ptr(), v);
+            [rows[0], rows[4], rows[8], rows[12]]
+        }
     }
     #[inline(always)]
     unsafe fn spread2(p: *const u8) -> __m512i {
@@ -347,13 +395,6 @@ impl Bytes for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn dot_offset128(u: __m512i, s: __m512i, eighths: *const i32) -> __m512i {
-        unsafe {
-            let offset = _mm512_slli_epi32::<4>(_mm512_loadu_si512(eighths.cast()));
-            _mm512_dpbusd_epi32(offset, u, s)
-        }
-    }
-    #[inline(always)]
     unsafe fn dot_u8_scaled(acc: __m512i, u: __m512i, s: __m512i, k: __m512i) -> __m512i {
         unsafe { _mm512_dpwssd_epi32(acc, _mm512_maddubs_epi16(u, s), k) }
     }
@@ -371,6 +412,10 @@ impl Bytes for Avx512 {
     #[inline(always)]
     unsafe fn widen_i8(p: *const i8) -> __m512i {
         unsafe { _mm512_zextsi256_si512(_mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn dot_pairs(acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_dpwssd_epi32(acc, a, b) }
     }
     #[inline(always)]
     unsafe fn splat4(p: *const i8) -> __m512i {
@@ -441,6 +486,22 @@ impl Bytes for Avx512 {
         unsafe { *sums = _mm512_dpbusd_epi32(*sums, u, s) }
     }
     #[inline(always)]
+    unsafe fn sums_add_wide(sums: &mut __m512i, w: __m512i, s: __m512i) {
+        unsafe { Self::sums_add(sums, w, s) }
+    }
+    #[inline(always)]
+    unsafe fn scaled(acc: __m512i, sums: __m512i, k: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(acc, _mm512_mullo_epi32(sums, k)) }
+    }
+    #[inline(always)]
+    unsafe fn scale_low(pairs: __m512i) -> __m512i {
+        unsafe { _mm512_srai_epi32::<16>(_mm512_slli_epi32::<16>(pairs)) }
+    }
+    #[inline(always)]
+    unsafe fn scale_high(pairs: __m512i) -> __m512i {
+        unsafe { _mm512_srai_epi32::<16>(pairs) }
+    }
+    #[inline(always)]
     unsafe fn sums_carry(_: &mut __m512i) {}
     #[inline(always)]
     unsafe fn sums_lanes(sums: __m512i) -> __m512i {
@@ -497,6 +558,36 @@ impl Bytes for Avx512 {
             let half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64::<1>(all));
             super::avx2::scaled4(half, minus, ds, scale)
         }
+    }
+    // Lane 4 i + j of a quad or octet belongs to run pair j, and to the earlier run of it where i < 2.
+    type Quad = __m512i;
+    type Octet = __m512i;
+    #[inline(always)]
+    unsafe fn quad<const NARROW: bool>(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn octet(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b)) }
+    }
+    #[inline(always)]
+    unsafe fn sixteen(a: __m512i, b: __m512i) -> __m512i {
+        unsafe {
+            let (low, high) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
+            let runs = _mm512_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+            _mm512_permutexvar_epi32(runs, _mm512_add_epi32(low, high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn beside(a: __m512i, b: __m512i) -> __m512i {
+        unsafe {
+            let (low, high) = (_mm512_shuffle_i64x2::<0x44>(a, b), _mm512_shuffle_i64x2::<0xee>(a, b));
+            _mm512_add_epi32(low, high)
+        }
+    }
+    #[inline(always)]
+    unsafe fn halves(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_shuffle_i64x2::<0x44>(a, b) }
     }
     #[inline(always)]
     unsafe fn to_f32(a: __m512i) -> __m512 {

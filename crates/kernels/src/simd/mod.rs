@@ -109,6 +109,8 @@ pub(crate) trait Bytes: Lanes {
     const ISA: Isa;
     /// Vector registers there are.
     const REGISTERS: usize;
+    /// Whether codes of 8 bits are multiplied as signed: [`Bytes::dot_u8`] is exact only up to 128.
+    const SIGNED: bool;
 
     unsafe fn load_v(p: *const u8) -> Self::V;
     unsafe fn store_v(p: *mut u8, v: Self::V);
@@ -123,6 +125,18 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn prefetch(p: *const u8);
     /// The halves at `p`, `p + stride` … as f32, `n <= 16` of them, zeros after; touches only those.
     unsafe fn load_f16_every(p: *const u8, stride: usize, n: usize) -> Self::F;
+    /// Halves at 16 pointers, as f32.
+    unsafe fn load_f16_each(p: &[*const u8; 16]) -> Self::F;
+    /// Four halves at each of four pointers, as f32.
+    unsafe fn load_f16_rows(p: [*const u16; 4]) -> Self::F;
+    /// Four f32 at each of four pointers.
+    unsafe fn load_rows(p: [*const f32; 4]) -> Self::F;
+    /// Stores what `load_rows` loads.
+    unsafe fn store_rows(p: [*mut f32; 4], v: Self::F);
+    /// Four f32, four times.
+    unsafe fn repeat(p: *const f32) -> Self::F;
+    /// Lane 4 r + j of vector g is number 4 g + j of row r: of each row the tree of [`Lanes::reduce_add`].
+    unsafe fn fold_rows(v: [Self::F; 4]) -> [f32; 4];
     /// 16 bytes, each to its four 2-bit fields: byte 4i + j is `p[i] >> 2j & 3`.
     unsafe fn spread2(p: *const u8) -> Self::V;
     /// The same 32 bytes in both halves, the second shifted right by `N` as 16-bit lanes; mask the bytes afterwards.
@@ -161,14 +175,13 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn dot_u8(acc: Self::V, u: Self::V, s: Self::V) -> Self::V;
     /// The same for signed w in -128..=127.
     unsafe fn dot_i8(acc: Self::V, w: Self::V, s: Self::V) -> Self::V;
-    /// i32 lane l = sum of (u[4l..4l+4] - 128) * s[4l..4l+4], u unsigned, s signed in -127..=127, where `eighths[l]` is
-    /// -8 times the sum of s[4l..4l+4].
-    unsafe fn dot_offset128(u: Self::V, s: Self::V, eighths: *const i32) -> Self::V;
     /// i32 lane l + (u[4l]s[4l] + u[4l+1]s[4l+1]) * k[2l] + (u[4l+2]s[4l+2] + u[4l+3]s[4l+3]) * k[2l+1],
     /// k signed 16-bit lanes. Exact for u <= 128.
     unsafe fn dot_u8_scaled(acc: Self::V, u: Self::V, s: Self::V, k: Self::V) -> Self::V;
     /// i32 lane l < 8 is a[2l] * b[2l] + a[2l + 1] * b[2l + 1] of the first 16 values each; the others are zero.
     unsafe fn dot_i16(a: Self::V, b: *const i16) -> Self::V;
+    /// i32 lane l + a[2l] * b[2l] + a[2l + 1] * b[2l + 1], 16-bit values.
+    unsafe fn dot_pairs(acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
     /// The four bytes at `p` in every 32-bit lane.
     unsafe fn splat4(p: *const i8) -> Self::V;
     unsafe fn splat_u64(x: u64) -> Self::V;
@@ -189,9 +202,16 @@ pub(crate) trait Bytes: Lanes {
     type Sums: Copy;
     /// Sums that begin with `v`.
     unsafe fn sums_from(v: Self::V) -> Self::Sums;
-    /// To lane l adds the sum of u[4l..4l+4] * s[4l..4l+4], u up to 3.
+    /// To lane l adds the sum of u[4l..4l+4] * s[4l..4l+4].
     unsafe fn sums_add(sums: &mut Self::Sums, u: Self::V, s: Self::V);
-    /// Must come after at most [`CARRY`] `sums_add`.
+    /// The same for codes of 8 bits, signed if [`Bytes::SIGNED`]; may be followed by any number.
+    unsafe fn sums_add_wide(sums: &mut Self::Sums, w: Self::V, s: Self::V);
+    /// acc + k * what was added to `sums` and not carried, for scales k in the form of [`Bytes::scale_low`].
+    unsafe fn scaled(acc: Self::V, sums: Self::Sums, k: Self::V) -> Self::V;
+    /// The lower, signed half of every 32-bit lane as a scale, and the upper one.
+    unsafe fn scale_low(pairs: Self::V) -> Self::V;
+    unsafe fn scale_high(pairs: Self::V) -> Self::V;
+    /// Must come after at most [`CARRY`] `sums_add`, or as many as fit where codes are larger than 3.
     unsafe fn sums_carry(sums: &mut Self::Sums);
     /// The sums; after `sums_carry`.
     unsafe fn sums_lanes(sums: Self::Sums) -> Self::V;
@@ -210,6 +230,20 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn planes_sum<const HIGH_FIRST: bool>(sums: Self::Planes) -> Self::V;
     /// For four vectors v with scales d (halves): fma((sum of v's i32 lanes - minus) as f32, d, 0) * scale.
     unsafe fn scaled_sums4(lanes: [Self::V; 4], minus: i32, d: [u16; 4], scale: f32) -> [f32; 4];
+
+    /// Sums of lanes by steps. A vector has two runs: lanes 0..8 are one, 8..16 the next.
+    type Quad: Copy;
+    type Octet: Copy;
+    /// Four runs. If `NARROW`, lanes and the sums of two lanes fit 16 bits.
+    unsafe fn quad<const NARROW: bool>(a: Self::V, b: Self::V) -> Self::Quad;
+    /// Eight runs.
+    unsafe fn octet(a: Self::Quad, b: Self::Quad) -> Self::Octet;
+    /// Sixteen: lane i is the sum of run i.
+    unsafe fn sixteen(a: Self::Octet, b: Self::Octet) -> Self::V;
+    /// Lanes 0..8 have the same total as the 16 of `a`, lanes 8..16 that of `b`.
+    unsafe fn beside(a: Self::V, b: Self::V) -> Self::V;
+    /// The first 32 bytes of both.
+    unsafe fn halves(a: Self::V, b: Self::V) -> Self::V;
 
     /// i32 lanes to f32, round to nearest even.
     unsafe fn to_f32(a: Self::V) -> Self::F;
