@@ -170,8 +170,8 @@ unsafe fn sixteen<T: Block32, S: Bytes>(acc: S::F, blocks: *const u8, b: usize, 
     }
 }
 
-/// Adds `n <= 4` runs of four rows to their lanes, for what a row has beyond multiples of 16: number `from + b` and those behind it, whose lanes begin
-/// at `b % 16`. For runs that are not there the last one stands in, with scales of zero.
+/// Adds `n <= 4` runs of four rows to their lanes, for what a row has beyond multiples of 16: number `from + b` and those behind it,
+/// whose lanes begin at `b % 16`. For runs that are not there the last one stands in, with scales of zero.
 ///
 /// # Safety
 /// `S` is enabled; the blocks are readable, and the column covers them.
@@ -194,6 +194,7 @@ unsafe fn four<T: Block32, S: Bytes>(
         for r in 0..4 {
             let block = [0, 1, 2, 3].map(|j: usize| blocks[r].wrapping_add(j.min(n - 1) * T::BYTES));
             quads[r] = quad_of::<T, S>(block, x.q.as_ptr().add((from + b) * 32));
+            // Four are read in vectors, below.
             for j in 0..if n < 4 { n } else { 0 } {
                 d[r][j] = block[j].cast::<u16>().read_unaligned();
                 if T::MIN {
@@ -312,7 +313,8 @@ pub(super) unsafe fn two_runs<T: Block32, S: Bytes>(
     runs.min(2)
 }
 
-/// Stores the codes of four runs of 16 rows, whose nibbles have changed places: vector 4 k + j has those of elements 4 j .. and 16 + 4 j .. of run k.
+/// Stores the codes of four runs of 16 rows, whose nibbles have changed places: vector 4 k + j has those of elements 4 j .. and
+/// 16 + 4 j .. of run k.
 ///
 /// # Safety
 /// `S` is enabled; 32 vectors have room.

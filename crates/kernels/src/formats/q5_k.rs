@@ -89,7 +89,7 @@ impl SuperBlock for Q5K {
     }
 }
 
-/// Stores the codes of elements `64 * v ..`, of which vector i of `low`, or 8 + i where v is odd, and vector i of `high` have the bytes 4 i.
+/// Stores the codes of elements `64 * V ..`. Vector i of `low`, or 8 + i where V is odd, and vector i of `high` have their bytes 4 i.
 ///
 /// # Safety
 /// `S` is enabled; 64 vectors have room.

@@ -14,8 +14,8 @@
 //! at the end of each section, which is 4096 weights: result = result + fold(acc)
 //! ```
 //!
-//! So one column takes sixteen runs in a vector, be they of one row or of four, many columns take a run of sixteen rows in one ([`super::scaled_tile`]),
-//! and both get the same bits.
+//! So one column takes sixteen runs in a vector, be they of one row or of four, many columns take a run of sixteen rows in one
+//! ([`super::scaled_tile`]), and both get the same bits.
 
 use super::{Blocks, Column, f16_at, fold, row_bytes, scaled_tile, scaled_tiles_kernels};
 use crate::acts::{Acts, Grain};
@@ -46,8 +46,8 @@ pub(crate) trait Scaled: Blocks {
     /// The integers `sum` and `min` of run `b`, in plain Rust.
     fn integers(block: &[u8], x: Column<'_>, b: usize) -> (i32, i32);
 
-    /// The folded lanes of a section of four rows: `runs` from number `from` on. Rows are read one after the other: four streams at once would
-    /// be twice as slow from memory.
+    /// The folded lanes of a section of four rows: `runs` from number `from` on. Rows are read one after the other: four streams at once
+    /// would be twice as slow from memory.
     ///
     /// # Safety
     /// `S` is enabled; the runs are readable in each row, and the column covers them.

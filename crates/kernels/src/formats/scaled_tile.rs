@@ -168,8 +168,8 @@ unsafe fn pass<T: Scaled, S: Bytes, const R: usize, const C: usize>(
         x[c] = At::start(column).run(part.from, T::BLOCK);
         scales[c] = column.scales[part.from..].as_ptr();
     }
-    // SAFETY: `S` is enabled by the caller; a tile has vectors for each of its runs; q, sums and scales are inside the columns; what is loaded and
-    // stored of the result are rows of the call.
+    // SAFETY: `S` is enabled by the caller; a tile has vectors for each of its runs; q, sums and scales are inside the columns; what is
+    // loaded and stored of the result are rows of the call.
     unsafe {
         // Lanes of no run would add zeros.
         let lanes = part.runs.min(16).next_power_of_two();
@@ -184,7 +184,7 @@ unsafe fn pass<T: Scaled, S: Bytes, const R: usize, const C: usize>(
                 *run = run.run(b, T::BLOCK);
             }
             let (sums, mins) = if T::SUBS == 1 {
-                whole::<T, S, R, C>(codes, &run)
+                (whole::<T, S, R, C>(codes, &run), [[S::zero_v(); R]; C])
             } else {
                 let scales = tile.scales.as_ptr().cast::<Wide<R>>().add(b * T::SUBS);
                 let of_sums = tile.of_sums.as_ptr().cast::<Wide<R>>().add(b * 8);
@@ -200,10 +200,12 @@ unsafe fn pass<T: Scaled, S: Bytes, const R: usize, const C: usize>(
             let acc = acc[b % 16].assume_init_mut();
             for c in 0..C {
                 let s = S::splat(*scales[c].add(b));
+                let of_q = S::splat(*run[c].sums as f32);
                 for r in 0..R {
                     let mut sum = S::fma(S::to_f32(sums[c][r]), S::mul(d[r], s), acc[c][r]);
                     if T::M_AT.is_some() {
-                        sum = S::fma(S::to_f32(mins[c][r]), S::mul(m[r], s), sum);
+                        let min = if T::SUBS == 1 { of_q } else { S::to_f32(mins[c][r]) };
+                        sum = S::fma(min, S::mul(m[r], s), sum);
                     }
                     acc[c][r] = sum;
                 }
@@ -263,11 +265,14 @@ unsafe fn fold<S: Bytes, const R: usize, const C: usize>(
 unsafe fn whole<T: Scaled, S: Bytes, const R: usize, const C: usize>(
     codes: *const Wide<R>,
     x: &[At; C],
-) -> (Sums<S, R, C>, Sums<S, R, C>) {
+) -> Sums<S, R, C> {
     // SAFETY: by the caller; as many additions fit as `fit` says.
     unsafe {
         let mut local = [[S::sums_from(S::zero_v()); R]; C];
-        let fit = fit::<T>().min(8);
+        for c in 0..C {
+            local[c] = [S::sums_from(S::splat_i32(-offset::<T, S>() * *x[c].sums)); R];
+        }
+        let fit = fit::<T>();
         for from in (0..8).step_by(fit) {
             add::<T, S, R, C>(&mut local, codes.add(from), fit, x, 4 * from);
             for c in 0..C {
@@ -276,18 +281,13 @@ unsafe fn whole<T: Scaled, S: Bytes, const R: usize, const C: usize>(
                 }
             }
         }
-        let (mut sums, mut mins) = ([[S::zero_v(); R]; C], [[S::zero_v(); R]; C]);
+        let mut sums = [[S::zero_v(); R]; C];
         for c in 0..C {
-            let of_q = *x[c].sums;
             for r in 0..R {
                 sums[c][r] = S::sums_lanes(local[c][r]);
-                if const { offset::<T, S>() != 0 } {
-                    sums[c][r] = S::sub_i32(sums[c][r], S::splat_i32(offset::<T, S>() * of_q));
-                }
-                mins[c][r] = S::splat_i32(of_q);
             }
         }
-        (sums, mins)
+        sums
     }
 }
 

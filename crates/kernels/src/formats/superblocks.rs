@@ -271,6 +271,7 @@ unsafe fn two<S: Bytes>(row: &[MaybeUninit<S::V>; 8], p: usize) -> S::Quad {
 unsafe fn super_block<T: SuperBlock, S: Bytes>(block: *const u8, x: At) -> (S::V, S::V) {
     // SAFETY: by the caller.
     unsafe {
+        // Farther than others: nothing is asked for while the integers of four rows become floats.
         for line in [0, 64, 128] {
             S::prefetch(block.wrapping_add(2 * AHEAD + line));
         }
