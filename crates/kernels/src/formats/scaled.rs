@@ -178,3 +178,66 @@ impl Format {
         Format { grain: Some(T::GRAIN), int8: Some(super::scaled_kernels::<T>()), ..Format::floating::<T>() }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::super::{q4_0, q4_1, q4_k, q5_0, q5_1, q5_k, q6_k, q8_0};
+    use crate::{Acts, BoundKernel, Format, I8Cols, Isa, Layout, Line, Mode, Ops, Out, Weights};
+
+    static ALL: [&Format; 8] = [
+        &q4_0::FORMAT,
+        &q4_1::FORMAT,
+        &q5_0::FORMAT,
+        &q5_1::FORMAT,
+        &q8_0::FORMAT,
+        &q4_k::FORMAT,
+        &q5_k::FORMAT,
+        &q6_k::FORMAT,
+    ];
+
+    /// All scales, minima, codes and activations at their limits at once, for one column and for a tile: the sums that the formats' texts
+    /// bound.
+    #[test]
+    fn limits_do_not_overflow() {
+        for format in ALL {
+            for fill in [0x00, 0x7f, 0x80, 0xff] {
+                let (cols, one) = (512, half::f16::ONE.to_le_bytes());
+                let mut bytes = vec![fill; format.tensor_bytes(1, cols).unwrap()];
+                for block in bytes.chunks_exact_mut(format.block_bytes) {
+                    if format == &q6_k::FORMAT {
+                        block[208..].copy_from_slice(&one);
+                    } else {
+                        block[..2].copy_from_slice(&one);
+                        block[2..4].copy_from_slice(&one);
+                    }
+                }
+                let weights = Weights::new(format, &bytes, 1, cols).unwrap();
+                let mut w = vec![0f32; cols];
+                weights.dequantize_row(0, &mut w);
+                for x in [127.0, -127.0] {
+                    let expected: f64 = w.iter().map(|w| f64::from(*w) * f64::from(x)).sum();
+                    let size = 63.0 * 128.0 * 127.0 * cols as f64;
+                    for isa in Isa::available() {
+                        let kernel = BoundKernel::new(format, Mode::Int8, isa).unwrap();
+                        let layout = Layout { cols, grain: kernel.grain().unwrap() };
+                        let record = layout.record_bytes() / 64;
+                        let mut lines = vec![Line([0; 64]); 5 * record];
+                        for lines in lines.chunks_mut(record) {
+                            Ops::new(isa).unwrap().quantize(&vec![x; cols], layout, lines);
+                        }
+                        for n in [1, 5] {
+                            let mut y = [0f32; 5];
+                            let acts = Acts::I8(I8Cols::new(&lines, layout, n));
+                            kernel.run(&weights, &acts, Out::new(&mut y, 1, 0, 1, n));
+                            for y in &y[..n] {
+                                let error = (f64::from(*y) - expected).abs();
+                                assert!(error <= size * 1e-6, "{kernel:?} {fill:#x} {x}: {y} for {expected}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
