@@ -4,7 +4,8 @@
 //!
 //! Nothing overflows: |code| <= 128 and |q| <= 127, so a product of two pairs fits 16 bits and the sum of a block 20.
 
-use super::scaled::{Scaled, offset};
+use super::scaled::{Scaled, is_signed, offset};
+use super::scaled_tile::store_nibbles;
 use super::{AHEAD, Blocks, Column, f16_at, float::ViaDequantize};
 use crate::acts::{Grain, Line};
 use crate::simd::Bytes;
@@ -278,7 +279,7 @@ unsafe fn two<T: Block32, S: Bytes>(a: *const u8, b: *const u8, q: *const i8) ->
     // SAFETY: by the caller.
     unsafe {
         let (codes, q) = (multiplied::<T, S>(T::codes2::<S>(a, b)), S::load_v(q.cast()));
-        if T::TOP == 255 && S::SIGNED {
+        if is_signed::<S>(T::TOP) {
             S::dot_i8(S::zero_v(), codes, q)
         } else {
             S::dot_u8(S::zero_v(), codes, q)
@@ -313,22 +314,33 @@ pub(super) unsafe fn two_runs<T: Block32, S: Bytes>(
     runs.min(2)
 }
 
-/// Stores the codes of four runs of 16 rows, whose nibbles have changed places: vector 4 k + j has those of elements 4 j .. and
-/// 16 + 4 j .. of run k.
+/// [`Scaled::turn`] where codes are nibbles, elements m and 16 + m in one byte: 16 bytes of codes of four runs, `A`, `B`, `C` and `D` bytes
+/// behind the beginning of the first, change places before they are unpacked.
 ///
 /// # Safety
-/// `S` is enabled; 32 vectors have room.
+/// As for [`Scaled::turn`].
 #[inline(always)]
-pub(super) unsafe fn store_nibbles<S: Bytes>(turned: [S::V; 16], to: *mut u8, apart: usize) {
-    // SAFETY: by the caller.
+pub(super) unsafe fn four_runs<
+    T: Block32,
+    S: Bytes,
+    const A: usize,
+    const B: usize,
+    const C: usize,
+    const D: usize,
+>(
+    rows: &[*const u8; 16],
+    runs: usize,
+    to: *mut u8,
+    apart: usize,
+) -> usize {
+    // SAFETY: the caller's promises, passed on; four blocks are readable where there are four runs.
     unsafe {
-        let low = S::splat_u8(15);
-        for (i, v) in turned.into_iter().enumerate() {
-            let to = to.add((i / 4 * 8 + i % 4) * apart);
-            S::store_v(to, S::and(v, low));
-            S::store_v(to.add(4 * apart), S::and(S::shr16::<4>(v), low));
+        if runs < 4 {
+            return two_runs::<T, S>(rows, runs, to, apart);
         }
+        store_nibbles::<S, 4>(&S::turn16::<A, B, C, D>(*rows), to, apart);
     }
+    4
 }
 
 /// Codes as `S` multiplies them.
@@ -338,7 +350,7 @@ pub(super) unsafe fn store_nibbles<S: Bytes>(turned: [S::V; 16], to: *mut u8, ap
 #[inline(always)]
 pub(super) unsafe fn multiplied<T: Block32, S: Bytes>(codes: S::V) -> S::V {
     // SAFETY: by the caller.
-    unsafe { if T::TOP == 255 && S::SIGNED { S::xor(codes, S::splat_u8(0x80)) } else { codes } }
+    unsafe { if is_signed::<S>(T::TOP) { S::xor(codes, S::splat_u8(0x80)) } else { codes } }
 }
 
 /// The value farthest from zero, the first of equals.

@@ -6,7 +6,7 @@
 //! element h*16 + m  =  ((qs[m] >> 4*h & 15) - 8) * d                         h < 2, m < 16
 //! ```
 
-use super::blocks32::{Block32, In32, extreme, inverse, store_nibbles, two_runs};
+use super::blocks32::{Block32, In32, extreme, four_runs, inverse};
 use crate::format::Format;
 use crate::simd::Bytes;
 use half::f16;
@@ -33,14 +33,8 @@ impl Block32 for Q4_0 {
     }
     #[inline(always)]
     unsafe fn turn<S: Bytes>(rows: &[*const u8; 16], runs: usize, to: *mut u8, apart: usize) -> usize {
-        // SAFETY: the caller's promises, passed on; the 16 bytes of codes of each of four blocks.
-        unsafe {
-            if runs < 4 {
-                return two_runs::<Self, S>(rows, runs, to, apart);
-            }
-            store_nibbles::<S>(S::turn16::<2, 20, 38, 56>(*rows), to, apart);
-        }
-        4
+        // SAFETY: the caller's promises, passed on.
+        unsafe { four_runs::<Self, S, 2, 20, 38, 56>(rows, runs, to, apart) }
     }
     fn quantize(src: &[f32], block: &mut [u8]) {
         let d = extreme(src) / -8.0;

@@ -6,7 +6,7 @@
 //! element h*16 + i  =  (qs[i] >> 4*h & 15) * d + m                           h < 2, i < 16
 //! ```
 
-use super::blocks32::{Block32, In32, inverse, range, store_nibbles, two_runs};
+use super::blocks32::{Block32, In32, four_runs, inverse, range};
 use crate::format::Format;
 use crate::simd::Bytes;
 use half::f16;
@@ -33,14 +33,8 @@ impl Block32 for Q4_1 {
     }
     #[inline(always)]
     unsafe fn turn<S: Bytes>(rows: &[*const u8; 16], runs: usize, to: *mut u8, apart: usize) -> usize {
-        // SAFETY: the caller's promises, passed on; the 16 bytes of codes of each of four blocks.
-        unsafe {
-            if runs < 4 {
-                return two_runs::<Self, S>(rows, runs, to, apart);
-            }
-            store_nibbles::<S>(S::turn16::<4, 24, 44, 64>(*rows), to, apart);
-        }
-        4
+        // SAFETY: the caller's promises, passed on.
+        unsafe { four_runs::<Self, S, 4, 24, 44, 64>(rows, runs, to, apart) }
     }
     fn quantize(src: &[f32], block: &mut [u8]) {
         let (min, max) = range(src);

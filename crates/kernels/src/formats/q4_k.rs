@@ -8,6 +8,7 @@
 //! ```
 
 use super::k_head;
+use super::scaled_tile::store_nibbles;
 use super::superblocks::{Head, In256, SuperBlock};
 use crate::format::Format;
 use crate::simd::Bytes;
@@ -54,8 +55,8 @@ impl SuperBlock for Q4K {
     unsafe fn turn<S: Bytes>(rows: &[*const u8; 16], to: *mut u8, apart: usize) {
         // SAFETY: 128 bytes of codes from 16 on in each row, by the caller; 32 vectors for every 64 of them.
         unsafe {
-            store::<S>(&S::turn16::<16, 32, 48, 64>(*rows), to, apart);
-            store::<S>(&S::turn16::<80, 96, 112, 128>(*rows), to.add(32 * apart), apart);
+            store_nibbles::<S, 8>(&S::turn16::<16, 32, 48, 64>(*rows), to, apart);
+            store_nibbles::<S, 8>(&S::turn16::<80, 96, 112, 128>(*rows), to.add(32 * apart), apart);
         }
     }
     #[inline(always)]
@@ -68,23 +69,6 @@ impl SuperBlock for Q4K {
         for (i, q) in block[16..].iter_mut().enumerate() {
             let e = i / 32 * 64 + i % 32;
             *q = codes[e] | codes[e + 32] << 4;
-        }
-    }
-}
-
-/// Stores the codes of 64 bytes: vector i has bytes 4 i .. of them.
-///
-/// # Safety
-/// `S` is enabled; 32 vectors have room.
-#[inline(always)]
-unsafe fn store<S: Bytes>(turned: &[S::V; 16], to: *mut u8, apart: usize) {
-    // SAFETY: by the caller.
-    unsafe {
-        let low = S::splat_u8(15);
-        for i in 0..16 {
-            let to = to.add((i / 8 * 16 + i % 8) * apart);
-            S::store_v(to, S::and(turned[i], low));
-            S::store_v(to.add(8 * apart), S::and(S::shr16::<4>(turned[i]), low));
         }
     }
 }

@@ -37,6 +37,23 @@ struct Tile<const R: usize> {
     of_sums: Some<R, { SECTION / 32 }>,
 }
 
+/// Stores the codes of vectors of nibbles of 16 rows, four bytes a row: the low ones of `N` vectors, then their high ones, and so on.
+///
+/// # Safety
+/// `S` is enabled; 32 vectors have room.
+#[inline(always)]
+pub(super) unsafe fn store_nibbles<S: Bytes, const N: usize>(turned: &[S::V; 16], to: *mut u8, apart: usize) {
+    // SAFETY: by the caller.
+    unsafe {
+        let low = S::splat_u8(15);
+        for i in 0..16 {
+            let to = to.add((i / N * 2 * N + i % N) * apart);
+            S::store_v(to, S::and(turned[i], low));
+            S::store_v(to.add(N * apart), S::and(S::shr16::<4>(turned[i]), low));
+        }
+    }
+}
+
 /// The entry point for so many columns that a tile pays.
 ///
 /// # Safety

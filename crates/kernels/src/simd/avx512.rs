@@ -84,10 +84,6 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn load_i32_n(p: *const i32, n: usize) -> __m512 {
-        unsafe { _mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(first(n), p)) }
-    }
-    #[inline(always)]
     unsafe fn load_i8(p: *const i8) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
     }

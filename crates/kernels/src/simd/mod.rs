@@ -61,8 +61,6 @@ pub(crate) trait Lanes: Copy + 'static {
     unsafe fn load_bf16(p: *const u16) -> Self::F;
     /// The first `n <= 16` bfloat16 values, zeros after.
     unsafe fn load_bf16_n(p: *const u16, n: usize) -> Self::F;
-    /// The first `n <= 16` i32 values as f32, round to nearest even, zeros after; touches only those.
-    unsafe fn load_i32_n(p: *const i32, n: usize) -> Self::F;
     /// 16 i8 values as f32 (exact).
     unsafe fn load_i8(p: *const i8) -> Self::F;
     /// Stores 16 values as halves, round to nearest even.

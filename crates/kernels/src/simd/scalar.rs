@@ -78,10 +78,6 @@ impl Lanes for Scalar {
             if i < n { bf16::from_bits(unsafe { p.add(i).read_unaligned() }).to_f32() } else { 0.0 }
         })
     }
-    unsafe fn load_i32_n(p: *const i32, n: usize) -> Self::F {
-        // SAFETY: `n` values are readable, by the caller.
-        std::array::from_fn(|i| if i < n { unsafe { *p.add(i) as f32 } } else { 0.0 })
-    }
     unsafe fn load_i8(p: *const i8) -> Self::F {
         // SAFETY: 16 bytes are readable, by the caller.
         std::array::from_fn(|i| f32::from(unsafe { *p.add(i) }))

@@ -176,15 +176,6 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn load_i32_n(p: *const i32, n: usize) -> Self::F {
-        unsafe {
-            let m = tail_masks(n);
-            let lo = _mm256_maskload_epi32(p, m.0);
-            let hi = _mm256_maskload_epi32(p.wrapping_add(8), m.1);
-            (_mm256_cvtepi32_ps(lo), _mm256_cvtepi32_ps(hi))
-        }
-    }
-    #[inline(always)]
     unsafe fn load_i8(p: *const i8) -> Self::F {
         unsafe {
             let h = |p: *const i8| _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast())));
