@@ -60,6 +60,19 @@ enum Source {
     Static(&'static [u8]),
 }
 
+/// Whether a cache of so many bytes of files would have room.
+#[cfg(target_os = "linux")]
+pub(crate) fn could_be_cached(bytes: u64) -> bool {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kb = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kb.is_none_or(|kb| bytes / 1024 <= kb / 2)
+}
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn could_be_cached(_: u64) -> bool {
+    true
+}
+
 /// Which file it was when it was opened, as far as the system tells: device, number, length, and the time of the last
 /// change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +112,12 @@ impl ModelFile {
         // SAFETY: the mapping is read-only. Truncation by others is handled by the guard; other changes by others
         // give other bytes, which every reader of these bytes must survive anyway (they are untrusted).
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io("map"))?;
+        #[cfg(target_os = "linux")]
+        if could_be_cached(metadata.len()) {
+            // Where the file system can, what is not cached comes from the disk in huge pages: in a third of the time, and kernels read
+            // them faster ever after.
+            let _ = map.advise(memmap2::Advice::HugePage);
+        }
         let guard = guard::Guard::new(&map);
         Ok(Self { path: path.to_owned(), bytes: Source::Mapped(guard, map, file, Identity::new(&metadata)) })
     }

@@ -17,8 +17,10 @@ fn same(a: f32, b: f32) -> bool {
 fn any_bytes_give_the_bits_of_scalar() {
     let mut rng = Rng(0x0bad_c0de_1234_5671);
     for &format in FORMATS {
-        for cols in lengths(format) {
-            let (rows, n) = (7, 5);
+        // With one column rows are taken from four places: three groups of them and two more.
+        for (cols, (rows, n)) in
+            lengths(format).into_iter().flat_map(|cols| [(cols, (7, 5)), (cols, (14, 1))])
+        {
             let bytes = any_bytes(format, rows, cols, &mut rng);
             let w = Weights::new(format, &bytes, rows, cols).unwrap();
             let x = columns(cols, n, &mut rng);
@@ -149,8 +151,8 @@ fn nothing_is_read_behind_the_last_byte() {
         base.cast::<u8>()
     };
     for &format in FORMATS {
-        for cols in lengths(format).into_iter().filter(|&cols| cols < 1024) {
-            let (rows, n) = (2, 5);
+        let lengths = lengths(format).into_iter().filter(|&cols| cols < 1024);
+        for (cols, (rows, n)) in lengths.flat_map(|cols| [(cols, (2, 5)), (cols, (8, 1))]) {
             let mut bytes = any_bytes(format, rows, cols, &mut rng);
             bytes.truncate(bytes.len() - format.tail_bytes);
             // SAFETY: `SPACE` readable and writable bytes begin at `base`, and the tensor is shorter.

@@ -1,6 +1,6 @@
 //! Bytes of a model file, read at places: from the page cache without waiting, or from the disk past it.
 
-use crate::file::ModelFile;
+use crate::file::{ModelFile, could_be_cached};
 use std::fs::File;
 use std::io::{Error, ErrorKind, IoSliceMut, Result};
 
@@ -158,14 +158,6 @@ mod os {
             rustix::fs::Advice::WillNeed,
         );
     }
-
-    /// Whether a cache of the file's size would have room.
-    pub(super) fn could_be_cached(bytes: u64) -> bool {
-        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-        let kb = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-        kb.is_none_or(|kb| bytes / 1024 <= kb / 2)
-    }
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -188,9 +180,6 @@ mod os {
     }
     pub(super) fn will_need(_: &File, _: u64, _: usize) {}
     pub(super) fn expect_rows(_: &File) {}
-    pub(super) fn could_be_cached(_: u64) -> bool {
-        true
-    }
 }
 
 impl Source for Opened {
@@ -250,7 +239,7 @@ pub(crate) fn source(file: &ModelFile, io: Io, sectors: bool) -> Result<Box<dyn 
     }
     let opened = file.try_clone()?.ok_or(ErrorKind::Unsupported)?;
     let past = match io {
-        Io::Auto => sectors && !os::could_be_cached(file.bytes().len() as u64),
+        Io::Auto => sectors && !could_be_cached(file.bytes().len() as u64),
         Io::Direct => sectors,
         Io::Cached => false,
     };

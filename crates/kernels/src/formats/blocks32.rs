@@ -8,7 +8,7 @@ use super::scaled::{Scaled, is_signed, offset};
 use super::scaled_tile::store_nibbles;
 use super::{AHEAD, Blocks, Column, f16_at, float::ViaDequantize};
 use crate::acts::{Grain, Line};
-use crate::simd::Bytes;
+use crate::simd::{Bytes, prefetch};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
@@ -111,8 +111,8 @@ impl<T: Block32> Scaled for In32<T> {
         // SAFETY: the caller's promises, passed on.
         unsafe {
             let mut acc = [S::zero(); 4];
-            for (acc, row) in acc.iter_mut().zip(rows) {
-                for b in (0..runs / 16 * 16).step_by(16) {
+            for b in (0..runs / 16 * 16).step_by(16) {
+                for (acc, row) in acc.iter_mut().zip(rows) {
                     *acc = sixteen::<T, S>(*acc, row.wrapping_add(b * T::BYTES), from + b, x);
                 }
             }
@@ -262,7 +262,7 @@ unsafe fn quad_of<T: Block32, S: Bytes>([a, b, c, d]: [*const u8; 4], q: *const 
     // SAFETY: by the caller.
     unsafe {
         for line in (0..4 * T::BYTES).step_by(64) {
-            S::prefetch(a.wrapping_add(AHEAD + line));
+            prefetch(a.wrapping_add(AHEAD + line));
         }
         let (first, second) = (two::<T, S>(a, b, q), two::<T, S>(c, d, q.add(64)));
         // Lanes of codes up to 31 have at most 15,748, and two of them fit 16 bits.

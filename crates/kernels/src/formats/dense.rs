@@ -4,8 +4,8 @@
 //! lanes are folded at the end. A last group of fewer than 16 is filled up with zeros, so a row may have any
 //! length.
 
-use super::{Blocks, FloatRow, fold};
-use crate::simd::{Bytes, Lanes};
+use super::{AHEAD, Blocks, FloatRow, fold, four_of};
+use crate::simd::{Bytes, Lanes, prefetch};
 use std::marker::PhantomData;
 
 /// How one float is stored.
@@ -72,6 +72,33 @@ impl<T: Element> FloatRow for Dense<T> {
                 }
             }
             std::array::from_fn(|c| S::reduce_add(acc[c]))
+        }
+    }
+
+    /// Side by side: a chain of additions each, and values of the column that are loaded once.
+    #[inline(always)]
+    unsafe fn float4<S: Bytes>(rows: [&[u8]; 4], _: f32, x: &[f32]) -> [f32; 4] {
+        let n = rows[0].len() / T::BYTES;
+        let (whole, x) = (n / 16 * 16, &x[..n]);
+        // SAFETY: `S` is enabled by the caller; the rows and the column have `n` elements.
+        unsafe {
+            let mut acc = [S::zero(); 4];
+            for e in (0..whole).step_by(16) {
+                let x = S::load(x.as_ptr().add(e));
+                four_of!(|r| {
+                    let w = rows[r].as_ptr().add(e * T::BYTES);
+                    prefetch(w.wrapping_add(AHEAD));
+                    acc[r] = S::fma(T::load::<S>(w), x, acc[r]);
+                });
+            }
+            if n > whole {
+                let x = S::load_n(x.as_ptr().add(whole), n - whole);
+                four_of!(|r| {
+                    let w = T::load_n::<S>(rows[r].as_ptr().add(whole * T::BYTES), n - whole);
+                    acc[r] = S::fma(w, x, acc[r]);
+                });
+            }
+            four_of!(|r| S::reduce_add(acc[r]))
         }
     }
 

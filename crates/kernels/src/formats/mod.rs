@@ -7,8 +7,8 @@
 use crate::acts::{Acts, Grain, I8Cols};
 use crate::format::{Call, Format, Kernel};
 use crate::isa::Isa;
-use crate::simd::Bytes;
 use crate::simd::scalar::Scalar;
+use crate::simd::{Bytes, prefetch_all};
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{avx2::Avx2, avx512::Avx512};
 
@@ -68,6 +68,73 @@ pub(crate) const TILES_FROM: usize = 3;
 /// How far ahead of the weights in use memory is asked for theirs, in bytes.
 const AHEAD: usize = 2048;
 
+/// An array of what an expression is for 0, 1, 2 and 3. Neither a closure nor a loop that the compiler might keep as one: values stay in registers.
+macro_rules! four_of {
+    (|$r:ident| $each:expr) => {{
+        let a = {
+            let $r = 0usize;
+            $each
+        };
+        let b = {
+            let $r = 1usize;
+            $each
+        };
+        let c = {
+            let $r = 2usize;
+            $each
+        };
+        let d = {
+            let $r = 3usize;
+            $each
+        };
+        [a, b, c, d]
+    }};
+}
+use four_of;
+
+/// Which rows of a call with one column are taken together: four, each from another quarter of the rows. So memory is read in four streams,
+/// each of which a processor's prefetchers follow on their own up to the end of its page. Rows of a line or so are taken as they come:
+/// their results are stored as one vector. What is left over comes behind all groups.
+#[derive(Clone, Copy)]
+pub(crate) struct Quarters {
+    /// How many groups there are.
+    pub groups: usize,
+    /// Rows from one of a group to the next.
+    apart: usize,
+}
+
+impl Quarters {
+    #[inline(always)]
+    pub fn new(rows: usize, row_bytes: usize) -> Self {
+        let groups = rows / 4;
+        Self { groups, apart: if row_bytes < 128 { 1 } else { groups } }
+    }
+    /// The rows of group `i`.
+    #[inline(always)]
+    pub fn rows(self, i: usize) -> [usize; 4] {
+        let first = if self.apart == 1 { 4 * i } else { i };
+        four_of!(|r| first + r * self.apart)
+    }
+    /// Stores the results of group `i`.
+    #[inline(always)]
+    pub fn store(self, i: usize, y: [f32; 4], out: &mut [f32]) {
+        if self.apart == 1 {
+            out[4 * i..][..4].copy_from_slice(&y);
+        } else {
+            let at = self.rows(i);
+            four_of!(|r| out[at[r]] = y[r]);
+        }
+    }
+    /// Asks for the beginning of each quarter, for which nobody has asked yet, if the rows have so many bytes that they may come from memory.
+    #[inline(always)]
+    pub fn begin(self, weights: &[u8], row_bytes: usize) {
+        if self.apart * row_bytes >= 4 * AHEAD {
+            let at = self.rows(0);
+            four_of!(|r| prefetch_all(&weights[at[r] * row_bytes..][..AHEAD]));
+        }
+    }
+}
+
 /// The layout of a format and its two conversions.
 pub(crate) trait Blocks: 'static {
     /// GGUF's name.
@@ -126,6 +193,16 @@ pub(crate) trait FloatRow: Blocks {
     /// # Safety
     /// `S`'s instruction set is enabled and `row` is whole blocks.
     unsafe fn float<S: Bytes, const N: usize>(row: &[u8], scale: f32, x: &[&[f32]; N]) -> [f32; N];
+    /// Four rows of one length times one column.
+    ///
+    /// # Safety
+    /// As for `float`.
+    #[inline(always)]
+    unsafe fn float4<S: Bytes>(rows: [&[u8]; 4], scale: f32, x: &[f32]) -> [f32; 4] {
+        // SAFETY: by the caller.
+        let [[a], [b], [c], [d]] = four_of!(|r| unsafe { Self::float::<S, 1>(rows[r], scale, &[x]) });
+        [a, b, c, d]
+    }
     /// The same for one column in plain Rust: the oracle.
     fn float_scalar(row: &[u8], scale: f32, x: &[f32]) -> f32;
 }
@@ -192,6 +269,10 @@ fn float_scalar<T: FloatRow>(call: &mut Call<'_, '_>) {
 #[inline(always)]
 unsafe fn float_rows<T: FloatRow, S: Bytes>(call: &mut Call<'_, '_>) {
     let Acts::F32(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
+    if acts.n() == 1 {
+        // SAFETY: passed on.
+        return unsafe { float_column::<T, S>(call, acts.column(0)) };
+    }
     groups!(acts.n(), c, N => {
         let x: [&[f32]; N] = std::array::from_fn(|i| acts.column(c + i));
         for (r, row) in call.weights.chunks_exact(row_bytes::<T>(call.cols)).enumerate() {
@@ -202,6 +283,24 @@ unsafe fn float_rows<T: FloatRow, S: Bytes>(call: &mut Call<'_, '_>) {
             }
         }
     });
+}
+
+#[inline(always)]
+unsafe fn float_column<T: FloatRow, S: Bytes>(call: &mut Call<'_, '_>, x: &[f32]) {
+    let (n, out) = (row_bytes::<T>(call.cols), call.out.column(0));
+    let quarters = Quarters::new(out.len(), n);
+    quarters.begin(call.weights, n);
+    for i in 0..quarters.groups {
+        let at = quarters.rows(i);
+        let rows = four_of!(|r| &call.weights[at[r] * n..][..n]);
+        // SAFETY: the instruction set by this function's caller, the rest by `BoundKernel::run`.
+        let y = unsafe { T::float4::<S>(rows, call.scale, x) };
+        quarters.store(i, y, out);
+    }
+    for r in 4 * quarters.groups..out.len() {
+        // SAFETY: as above.
+        [out[r]] = unsafe { T::float::<S, 1>(&call.weights[r * n..][..n], call.scale, &[x]) };
+    }
 }
 
 /// The entry points of a generic body, by `Isa`. Never inlined, so that room on the stack is taken by the body that uses it alone.

@@ -17,7 +17,7 @@
 //! So one column takes sixteen runs in a vector, be they of one row or of four, many columns take a run of sixteen rows in one
 //! ([`super::scaled_tile`]), and both get the same bits.
 
-use super::{Blocks, Column, f16_at, fold, row_bytes, scaled_tile, scaled_tiles_kernels};
+use super::{Blocks, Column, Quarters, f16_at, fold, four_of, row_bytes, scaled_tile, scaled_tiles_kernels};
 use crate::acts::{Acts, Grain};
 use crate::format::{Call, Format};
 use crate::formats::FloatRow;
@@ -159,22 +159,46 @@ pub(super) unsafe fn scaled_rows<T: Scaled, S: Bytes>(call: &mut Call<'_, '_>) {
 #[inline(always)]
 unsafe fn one_column<T: Scaled, S: Bytes>(call: &mut Call<'_, '_>, c: usize) {
     let Acts::I8(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
-    let (n, x) = (row_bytes::<T>(call.cols), Column::of(&acts, c));
-    let (runs, per) = (n / T::BYTES, SECTION / T::BLOCK);
-    for (out, rows) in call.out.column(c).chunks_mut(4).zip(call.weights.chunks(4 * n)) {
-        // The last row again for those that are not there.
-        let row = |r: usize| rows[r.min(out.len() - 1) * n..].as_ptr();
-        let rows = [row(0), row(1), row(2), row(3)];
-        let mut y = [0f32; 4];
-        for from in (0..runs).step_by(per) {
-            // SAFETY: `S` is enabled by the caller; the runs are inside each row, and the column covers them.
-            let sums = unsafe { T::section::<S>(rows, from, (runs - from).min(per), x) };
-            for (y, sum) in y.iter_mut().zip(sums) {
-                *y += sum;
-            }
-        }
-        out.copy_from_slice(&y[..out.len()]);
+    let (n, x, out) = (row_bytes::<T>(call.cols), Column::of(&acts, c), call.out.column(c));
+    let quarters = Quarters::new(out.len(), n);
+    quarters.begin(call.weights, n);
+    for i in 0..quarters.groups {
+        // SAFETY: passed on.
+        let y = unsafe { four_rows::<T, S>(call.weights, n, quarters.rows(i), x) };
+        quarters.store(i, y, out);
     }
+    let (first, rows) = (4 * quarters.groups, out.len());
+    if first < rows {
+        // The last row again for those that are not there.
+        let at = four_of!(|r| (first + r).min(rows - 1));
+        // SAFETY: passed on.
+        let y = unsafe { four_rows::<T, S>(call.weights, n, at, x) };
+        out[first..].copy_from_slice(&y[..rows - first]);
+    }
+}
+
+/// The rows `at`, of `n` bytes each, times a column.
+///
+/// # Safety
+/// As [`scaled_rows`].
+#[inline(always)]
+unsafe fn four_rows<T: Scaled, S: Bytes>(
+    weights: &[u8],
+    n: usize,
+    at: [usize; 4],
+    x: Column<'_>,
+) -> [f32; 4] {
+    let (runs, per) = (n / T::BYTES, SECTION / T::BLOCK);
+    let rows = four_of!(|r| weights[at[r] * n..][..n].as_ptr());
+    let mut y = [0f32; 4];
+    for from in (0..runs).step_by(per) {
+        // SAFETY: `S` is enabled by the caller; the runs are inside each row, and the column covers them.
+        let sums = unsafe { T::section::<S>(rows, from, (runs - from).min(per), x) };
+        for (y, sum) in y.iter_mut().zip(sums) {
+            *y += sum;
+        }
+    }
+    y
 }
 
 impl Format {

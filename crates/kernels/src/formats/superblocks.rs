@@ -17,7 +17,7 @@
 use super::scaled::{At, Scaled};
 use super::{AHEAD, Blocks, Column, f16_at, float::ViaDequantize};
 use crate::acts::{Grain, Line};
-use crate::simd::Bytes;
+use crate::simd::{Bytes, prefetch};
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
@@ -175,31 +175,26 @@ impl<T: SuperBlock> Scaled for In256<T> {
             let mut mins = sums;
             let (mut d, mut dmin) = ([[0u16; 16]; 4], [[0u16; 16]; 4]);
             let half = |block: *const u8, at: usize| block.add(at).cast::<u16>().read_unaligned();
-            for r in 0..4 {
-                let blocks = rows[r].wrapping_add(from * T::BYTES);
-                for b in 0..runs {
-                    let block = blocks.wrapping_add(b * T::BYTES);
-                    d[r][b] = half(block, T::D_AT);
-                    dmin[r][b] = T::DMIN_AT.map_or(0, |at| half(block, at));
+            let pairs = runs.div_ceil(2);
+            // A pair of each row in turn, so that memory is read in four streams.
+            for p in 0..pairs {
+                for r in 0..4 {
+                    let (mut pair, first) = ([(S::zero_v(), S::zero_v()); 2], 2 * p);
+                    for b in first..runs.min(first + 2) {
+                        let block = rows[r].wrapping_add((from + b) * T::BYTES);
+                        pair[b - first] = super_block::<T, S>(block, at.run(b, 256));
+                        d[r][b] = half(block, T::D_AT);
+                        dmin[r][b] = T::DMIN_AT.map_or(0, |at| half(block, at));
+                    }
+                    sums[r][p].write(S::beside(pair[0].0, pair[1].0));
+                    mins[r][p].write(S::beside(pair[0].1, pair[1].1));
                 }
-                for p in 0..runs / 2 {
-                    let (first, second) = (blocks.wrapping_add(2 * p * T::BYTES), at.run(2 * p, 256));
-                    let (a, min_a) = super_block::<T, S>(first, second);
-                    let (b, min_b) = super_block::<T, S>(first.wrapping_add(T::BYTES), second.run(1, 256));
-                    sums[r][p].write(S::beside(a, b));
-                    mins[r][p].write(S::beside(min_a, min_b));
-                }
-                let mut p = runs / 2;
-                if runs % 2 == 1 {
-                    let last = blocks.wrapping_add((runs - 1) * T::BYTES);
-                    let (a, min_a) = super_block::<T, S>(last, at.run(runs - 1, 256));
-                    sums[r][p].write(S::beside(a, S::zero_v()));
-                    mins[r][p].write(S::beside(min_a, S::zero_v()));
-                    p += 1;
-                }
-                if p % 2 == 1 {
-                    sums[r][p].write(S::zero_v());
-                    mins[r][p].write(S::zero_v());
+            }
+            // Pairs are folded by two.
+            if pairs % 2 == 1 {
+                for r in 0..4 {
+                    sums[r][pairs].write(S::zero_v());
+                    mins[r][pairs].write(S::zero_v());
                 }
             }
             let mut acc = [S::zero(); 4];
@@ -271,9 +266,8 @@ unsafe fn two<S: Bytes>(row: &[MaybeUninit<S::V>; 8], p: usize) -> S::Quad {
 unsafe fn super_block<T: SuperBlock, S: Bytes>(block: *const u8, x: At) -> (S::V, S::V) {
     // SAFETY: by the caller.
     unsafe {
-        // Farther than others: nothing is asked for while the integers of four rows become floats.
-        for line in [0, 64, 128] {
-            S::prefetch(block.wrapping_add(2 * AHEAD + line));
+        for line in (0..T::BYTES).step_by(64) {
+            prefetch(block.wrapping_add(AHEAD + line));
         }
         let codes = T::vectors::<S>(block);
         let (scales, of_sums) = T::scales::<S>(block);

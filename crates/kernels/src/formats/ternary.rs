@@ -19,14 +19,14 @@
 #[cfg(target_arch = "x86_64")]
 use super::amx;
 use super::{
-    AHEAD, Blocks, Column, FloatRow, Int8Row, int8_rows, many_columns_kernels, row_bytes, ternary_kernels,
-    tile,
+    AHEAD, Blocks, Column, FloatRow, Int8Row, Quarters, four_of, int8_rows, many_columns_kernels, row_bytes,
+    ternary_kernels, tile,
 };
 use crate::acts::{Acts, Grain};
 use crate::format::{Call, Format, Kernel};
 use crate::isa::Isa;
 use crate::simd::scalar::Scalar;
-use crate::simd::{Bytes, Lanes};
+use crate::simd::{Bytes, Lanes, prefetch};
 
 /// Something else to do while rows are unpacked, a little at a time, for a processor that can do both at once.
 pub(crate) trait Beside {
@@ -73,11 +73,24 @@ pub(crate) trait Ternary: Blocks {
         to: *mut u8,
         beside: &mut B,
     );
-    /// i32 lanes whose total is the sum of code * q over a row, for a column at `q`.
+    /// i32 lanes whose total is the sum of code * q over a row, for a column at `q`; and the bits in which scales of its
+    /// blocks differ from the first one's.
     ///
     /// # Safety
     /// `S` is enabled; `row` is whole blocks; the column covers it.
-    unsafe fn row<S: Bytes>(row: &[u8], q: *const i8) -> S::V;
+    unsafe fn row<S: Bytes>(row: &[u8], q: *const i8) -> (S::V, u16);
+    /// The same of four rows of one length.
+    ///
+    /// # Safety
+    /// As for `row`.
+    #[inline(always)]
+    unsafe fn four<S: Bytes>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]) {
+        // SAFETY: by the caller.
+        unsafe {
+            let [a, b, c, d] = four_of!(|r| Self::row::<S>(rows[r], q));
+            ([a.0, b.0, c.0, d.0], [a.1, b.1, c.1, d.1])
+        }
+    }
 }
 
 /// [`Ternary::row`] step by step.
@@ -85,19 +98,20 @@ pub(crate) trait Ternary: Blocks {
 /// # Safety
 /// As [`Ternary::row`].
 #[inline(always)]
-pub(super) unsafe fn row_of_planes<T: Ternary, S: Bytes>(row: &[u8], q: *const i8) -> S::V {
+pub(super) unsafe fn row_of_planes<T: Ternary, S: Bytes>(row: &[u8], q: *const i8) -> (S::V, u16) {
     // SAFETY: the columns are padded to 256 values, so every step has its four loads; the rest by the caller.
     unsafe {
-        let mut lanes = [S::zero_v(); 4];
+        let (mut lanes, mut differ) = ([S::zero_v(); 4], 0);
         for (i, step) in row.chunks(T::STEP).enumerate() {
-            S::prefetch(step.as_ptr().wrapping_add(AHEAD));
+            prefetch(step.as_ptr().wrapping_add(AHEAD));
+            differ |= T::scale_bits(step) ^ T::scale_bits(row);
             let codes = T::planes::<S>(step);
             for l in 0..4 {
                 let q = S::load_v(q.add(i * 256 + 64 * l).cast());
                 lanes[l] = S::dot_u8(lanes[l], codes[l], q);
             }
         }
-        S::add_i32(S::add_i32(lanes[0], lanes[1]), S::add_i32(lanes[2], lanes[3]))
+        (S::add_i32(S::add_i32(lanes[0], lanes[1]), S::add_i32(lanes[2], lanes[3])), differ)
     }
 }
 
@@ -187,24 +201,66 @@ unsafe fn two_bit_step<T: Ternary, S: Bytes>(step: &[u8]) -> S::V {
 pub(super) unsafe fn two_bit_row<T: Ternary, S: Bytes, const HIGH_FIRST: bool>(
     row: &[u8],
     q: *const i8,
-) -> S::V {
+) -> (S::V, u16) {
+    let (steps, half) = (row.len() / T::STEP, row.len() % T::STEP);
     // SAFETY: by the caller; columns are padded to 256 values.
     unsafe {
+        let step = |i: usize, len: usize| std::slice::from_raw_parts(row.as_ptr().add(i * T::STEP), len);
         if row.len() == T::STEP {
-            S::prefetch(row.as_ptr().wrapping_add(AHEAD));
-            return S::planes_one::<HIGH_FIRST>(two_bit_step::<T, S>(row), q);
+            prefetch(row.as_ptr().wrapping_add(AHEAD));
+            return (S::planes_one::<HIGH_FIRST>(two_bit_step::<T, S>(row), q), 0);
         }
-        let mut sums = S::planes_zero();
-        let mut q = q;
-        for steps in row.chunks(8 * T::STEP) {
-            for step in steps.chunks(T::STEP) {
-                S::prefetch(step.as_ptr().wrapping_add(AHEAD));
-                S::planes_add::<HIGH_FIRST>(&mut sums, two_bit_step::<T, S>(step), q);
-                q = q.wrapping_add(256);
+        let (mut sums, mut differ) = (S::planes_zero(), 0);
+        for i in 0..steps {
+            let step = step(i, T::STEP);
+            prefetch(step.as_ptr().wrapping_add(AHEAD));
+            differ |= T::scale_bits(step) ^ T::scale_bits(row);
+            S::planes_add::<HIGH_FIRST>(&mut sums, two_bit_step::<T, S>(step), q.add(i * 256));
+            if i % 8 == 7 {
+                S::planes_carry(&mut sums);
             }
-            S::planes_carry(&mut sums);
         }
-        S::planes_sum::<HIGH_FIRST>(sums)
+        if half > 0 {
+            S::planes_add::<HIGH_FIRST>(
+                &mut sums,
+                two_bit_step::<T, S>(step(steps, half)),
+                q.add(steps * 256),
+            );
+        }
+        S::planes_carry(&mut sums);
+        (S::planes_sum::<HIGH_FIRST>(sums), differ)
+    }
+}
+
+/// [`Ternary::four`] for the same layout: step by step, if there are registers for the sums of four rows.
+///
+/// # Safety
+/// As [`Ternary::four`].
+#[inline(always)]
+pub(super) unsafe fn two_bit_four<T: Ternary, S: Bytes, const HIGH_FIRST: bool>(
+    rows: [&[u8]; 4],
+    q: *const i8,
+) -> ([S::V; 4], [u16; 4]) {
+    let n = rows[0].len();
+    // SAFETY: by the caller; columns are padded to 256 values.
+    unsafe {
+        if S::REGISTERS < 32 || n == T::STEP {
+            let [a, b, c, d] = four_of!(|r| two_bit_row::<T, S, HIGH_FIRST>(rows[r], q));
+            return ([a.0, b.0, c.0, d.0], [a.1, b.1, c.1, d.1]);
+        }
+        let (mut sums, mut differ) = ([S::planes_zero(); 4], [0; 4]);
+        for at in (0..n).step_by(T::STEP) {
+            let q = q.add(at / T::STEP * 256);
+            // Half a step at the end, where a block is half a one.
+            let len = if T::BLOCK < 256 { T::STEP.min(n - at) } else { T::STEP };
+            four_of!(|r| {
+                let step = std::slice::from_raw_parts(rows[r].as_ptr().add(at), len);
+                prefetch(step.as_ptr().wrapping_add(AHEAD));
+                differ[r] |= T::scale_bits(step) ^ T::scale_bits(rows[r]);
+                S::planes_add::<HIGH_FIRST>(&mut sums[r], two_bit_step::<T, S>(step), q);
+            });
+        }
+        (four_of!(|r| S::planes_sum::<HIGH_FIRST>(sums[r])), differ)
     }
 }
 
@@ -290,7 +346,7 @@ unsafe fn run_sums<T: Ternary, S: Bytes, const N: usize>(
     unsafe {
         let mut lanes = [S::zero_v(); N];
         for (i, step) in run.chunks(T::STEP).enumerate() {
-            S::prefetch(step.as_ptr().wrapping_add(AHEAD));
+            prefetch(step.as_ptr().wrapping_add(AHEAD));
             let codes = T::planes::<S>(step);
             for c in 0..N {
                 for l in 0..4 {
@@ -324,28 +380,26 @@ unsafe fn by_four<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>, c: usize, n: us
     let Acts::I8(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
     let x = Column::of(&acts, c);
     assert!(x.q.len() >= call.cols.next_multiple_of(256), "activation length");
-    let scale = x.scales[0] * call.scale;
-    let mut groups = call.weights.chunks_exact(4 * n);
-    let (whole, rest) = call.out.column(c).as_chunks_mut::<4>();
+    let (scale, out) = (x.scales[0] * call.scale, call.out.column(c));
+    let quarters = Quarters::new(out.len(), n);
     // SAFETY: `S` is enabled by the caller; a row is whole blocks, and the column covers it, just checked.
     unsafe {
-        for (out, rows) in whole.iter_mut().zip(&mut groups) {
-            let (mut lanes, mut d, mut one_run) = ([S::zero_v(); 4], [0; 4], true);
-            for i in 0..4 {
-                let row = &rows[i * n..][..n];
-                lanes[i] = T::row::<S>(row, x.q.as_ptr());
-                d[i] = T::scale_bits(&row[..T::BYTES]);
-                one_run &= is_one_run::<T>(row);
-            }
-            *out = S::scaled_sums4(lanes, x.sums[0], d, scale);
-            if !one_run {
-                for i in 0..4 {
-                    [out[i]] = T::simd::<S, 1>(&rows[i * n..][..n], call.scale, &[x]);
+        quarters.begin(call.weights, n);
+        for i in 0..quarters.groups {
+            let at = quarters.rows(i);
+            let rows = four_of!(|r| &call.weights[at[r] * n..][..n]);
+            let (lanes, differ) = T::four::<S>(rows, x.q.as_ptr());
+            let d = four_of!(|r| T::scale_bits(rows[r]));
+            let mut four = S::scaled_sums4(lanes, x.sums[0], d, scale);
+            if differ != [0; 4] {
+                for r in 0..4 {
+                    [four[r]] = T::simd::<S, 1>(rows[r], call.scale, &[x]);
                 }
             }
+            quarters.store(i, four, out);
         }
-        for (out, row) in rest.iter_mut().zip(groups.remainder().chunks_exact(n)) {
-            [*out] = T::simd::<S, 1>(row, call.scale, &[x]);
+        for r in 4 * quarters.groups..out.len() {
+            [out[r]] = T::simd::<S, 1>(&call.weights[r * n..][..n], call.scale, &[x]);
         }
     }
 }

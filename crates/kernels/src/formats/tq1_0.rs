@@ -18,7 +18,7 @@ use super::ternary::{Beside, Ternary, row_of_planes, ternarize, ternary_float};
 use super::{AHEAD, Blocks, f16_at};
 use crate::acts::Grain;
 use crate::format::Format;
-use crate::simd::Bytes;
+use crate::simd::{Bytes, prefetch};
 use half::f16;
 
 pub(super) static FORMAT: Format = Format::ternary::<Tq1_0>();
@@ -171,7 +171,7 @@ impl Ternary for Tq1_0 {
     /// Two steps at a time, the second one in the upper halves: digits that move over the point one after the other need
     /// additions and comparisons only. AVX-512 has more lanes to multiply in and is faster with planes.
     #[inline(always)]
-    unsafe fn row<S: Bytes>(row: &[u8], q: *const i8) -> S::V {
+    unsafe fn row<S: Bytes>(row: &[u8], q: *const i8) -> (S::V, u16) {
         if S::REGISTERS == 32 {
             // SAFETY: by the caller.
             return unsafe { row_of_planes::<Self, S>(row, q) };
@@ -179,15 +179,17 @@ impl Ternary for Tq1_0 {
         static ZEROS: [i8; 256] = [0; 256];
         // SAFETY: every load ends at byte 54 of a step or before, and inside 256 values of the column; the rest by the caller.
         unsafe {
-            let mut sums = S::sums_from(S::zero_v());
+            let (mut sums, mut differ) = (S::sums_from(S::zero_v()), 0);
             for (i, steps) in row.chunks(8 * Self::STEP).enumerate() {
                 for (j, steps) in steps.chunks(2 * Self::STEP).enumerate() {
                     let (a, p) = (steps.as_ptr(), q.add(i * 2048 + j * 512));
-                    S::prefetch(a.wrapping_add(AHEAD));
-                    S::prefetch(a.wrapping_add(AHEAD + 64));
+                    prefetch(a.wrapping_add(AHEAD));
+                    prefetch(a.wrapping_add(AHEAD + 64));
                     // A step that has no second one: itself, times nothing.
                     let (b, r) =
                         if steps.len() > Self::STEP { (a.add(54), p.add(256)) } else { (a, ZEROS.as_ptr()) };
+                    differ |= Self::scale_bits(steps) ^ Self::scale_bits(row);
+                    differ |= Self::scale_bits(&steps[steps.len() - Self::STEP..]) ^ Self::scale_bits(row);
                     let top = S::splat_u8(0x80);
                     // Elements 32 k .. of both steps.
                     macro_rules! add {
@@ -217,7 +219,7 @@ impl Ternary for Tq1_0 {
                 }
                 S::sums_carry(&mut sums);
             }
-            S::sums_lanes(sums)
+            (S::sums_lanes(sums), differ)
         }
     }
     /// Bytes change places, four at a time, a quarter of what their digits would be. Then digit after digit moves over the

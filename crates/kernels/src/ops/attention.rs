@@ -19,7 +19,7 @@ mod values;
 use super::kv::{KEYS, KvType, Q8, Q8_BYTES};
 use super::softmax::softmax;
 use super::{Body, Ops};
-use crate::simd::Lanes;
+use crate::simd::{Lanes, prefetch_all};
 use std::ops::Range;
 
 /// Where the keys and values of one kv head lie: in pages of equally many positions.
@@ -90,6 +90,9 @@ impl Ops {
     }
 }
 
+/// Bytes of values that are asked for while as many before them are added.
+const VALUES_AHEAD: usize = 8 << 10;
+
 /// Arguments of [`Ops::attention`], whose asserts the body relies on.
 struct Attend<'a, P> {
     with: &'a Attention<P>,
@@ -123,6 +126,9 @@ impl<P: KvPages> Attend<'_, P> {
         // SAFETY: `L` is enabled by the caller.
         unsafe {
             self.score::<L, E>(&blocks);
+            let (first, page) = (blocks.start % P::POSITIONS, blocks.start / P::POSITIONS);
+            let rows = blocks.len().min(P::POSITIONS - first) * self.row_bytes;
+            prefetch_all(&with.pages.values(page)[first * self.row_bytes..][..rows.min(VALUES_AHEAD)]);
             for token in 0..tokens {
                 let seen = with.seen(token);
                 for head in token * with.group..(token + 1) * with.group {
@@ -155,7 +161,11 @@ impl<P: KvPages> Attend<'_, P> {
             let (keys, start) = (self.with.pages.keys(page), page * P::POSITIONS);
             let here = blocks.start.max(start)..blocks.end.min(start + P::POSITIONS);
             for at in here.step_by(KEYS) {
-                let block = &keys[(at - start) / KEYS * bytes..][..bytes];
+                let (block, next) = keys[(at - start) / KEYS * bytes..].split_at(bytes);
+                if at == blocks.start {
+                    prefetch_all(block);
+                }
+                prefetch_all(&next[..next.len().min(if at + KEYS < blocks.end { bytes } else { 0 })]);
                 let scores = &mut self.scores[at - blocks.start..];
                 // SAFETY: `L` is enabled by the caller; the block has keys of `dim` values.
                 unsafe { keys::score::<L, E>(block, dim, self.heads, self.with.scale, scores, blocks.len()) };
@@ -182,8 +192,13 @@ impl<P: KvPages> Attend<'_, P> {
             let here = rows.start.max(start)..rows.end.min(start + P::POSITIONS);
             let p = &scores[here.start - blocks.start..];
             let values = &values[(here.start - start) * self.row_bytes..(here.end - start) * self.row_bytes];
-            // SAFETY: `L` is enabled by the caller; the rows have `dim` values.
-            unsafe { values::add::<L, E>(values, self.row_bytes, dim, p, blocks.len(), out) };
+            let each = (VALUES_AHEAD / self.row_bytes).max(1);
+            let mut parts = values.chunks(each * self.row_bytes).enumerate().peekable();
+            while let Some((i, part)) = parts.next() {
+                prefetch_all(parts.peek().map_or(&[], |(_, next)| next));
+                // SAFETY: `L` is enabled by the caller; the rows have `dim` values.
+                unsafe { values::add::<L, E>(part, self.row_bytes, dim, &p[i * each..], blocks.len(), out) };
+            }
         }
     }
 }

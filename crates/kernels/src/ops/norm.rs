@@ -2,7 +2,7 @@
 
 use super::lanes::{get, put, steps};
 use super::{Body, Ops};
-use crate::simd::Lanes;
+use crate::simd::{Lanes, prefetch};
 
 impl Ops {
     /// `out = x / sqrt(mean(x²) + eps) * weight`.
@@ -46,6 +46,10 @@ impl Body for RmsNorm<'_> {
     #[inline(always)]
     unsafe fn run<L: Lanes>(self) {
         let Self { x, weight, eps, out } = self;
+        // Weights come from memory while squares are added.
+        for line in weight.chunks(16) {
+            prefetch(line.as_ptr().cast());
+        }
         // SAFETY: `L` is enabled by the caller; the lengths are equal, by the assert in `Ops::rms_norm`.
         unsafe {
             let factor = L::splat(factor::<L>(x, eps));

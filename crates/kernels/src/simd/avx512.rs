@@ -210,10 +210,6 @@ impl Bytes for Avx512 {
         unsafe { _mm512_zextsi256_si512(_mm256_loadu_si256(p.cast())) }
     }
     #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
-    }
-    #[inline(always)]
     unsafe fn load_f16_every(p: *const u8, stride: usize, n: usize) -> __m512 {
         unsafe { _mm512_cvtph_ps(super::avx2::halves_every(p, stride, n)) }
     }

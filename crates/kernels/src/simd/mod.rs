@@ -25,6 +25,27 @@ pub(crate) mod avx512;
 
 use crate::isa::Isa;
 
+/// Asks for the cache line at `p`, which need not be readable.
+#[inline(always)]
+pub(crate) fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every such processor has the instruction, and it does nothing where there is no memory.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// Asks for all of `bytes`.
+#[inline(always)]
+pub(crate) fn prefetch_all(bytes: &[u8]) {
+    for line in (0..bytes.len()).step_by(64) {
+        prefetch(bytes.as_ptr().wrapping_add(line));
+    }
+}
+
 /// 16 f32 lanes and 8 f64 lanes.
 ///
 /// # Safety
@@ -118,9 +139,6 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn load_quarters(a: *const u8, b: *const u8, c: *const u8, d: *const u8) -> Self::V;
     /// 32 bytes, then zeros.
     unsafe fn load_half(p: *const u8) -> Self::V;
-    /// Asks for the cache line at `p`, which need not be readable, in the second-level cache: that can wait for more lines at
-    /// once than the first one.
-    unsafe fn prefetch(p: *const u8);
     /// The halves at `p`, `p + stride` … as f32, `n <= 16` of them, zeros after; touches only those.
     unsafe fn load_f16_every(p: *const u8, stride: usize, n: usize) -> Self::F;
     /// Halves at 16 pointers, as f32.

@@ -48,7 +48,7 @@ impl Subject {
         };
         let file = File::create_new(&path).map_err(|error| fail(&error))?;
         let removed = Removed(path.clone());
-        synthesize(&shape, ty, 0, BufWriter::with_capacity(1 << 20, file))
+        synthesize(&shape, ty, 0, BufWriter::with_capacity(16 << 20, file))
             .and_then(|mut out| out.flush().map_err(|error| SynthError::Write(error.into())))
             .map_err(|error| fail(&error))?;
         let model = engine::load_source(&models::Source::File(path.clone()), load)?;

@@ -129,10 +129,6 @@ impl Bytes for Avx2 {
         unsafe { (_mm256_loadu_si256(p.cast()), _mm256_setzero_si256()) }
     }
     #[inline(always)]
-    unsafe fn prefetch(p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
-    }
-    #[inline(always)]
     unsafe fn load_f16_every(p: *const u8, stride: usize, n: usize) -> Self::F {
         unsafe {
             let h = halves_every(p, stride, n);
