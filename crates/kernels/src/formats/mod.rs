@@ -94,11 +94,10 @@ use four_of;
 
 /// Which rows of a call with one column are taken together: four, each from another quarter of the rows. So memory is read in four streams,
 /// each of which a processor's prefetchers follow on their own up to the end of its page. Rows of a line or so are taken as they come:
-/// their results are stored as one vector. What is left over comes behind all groups.
+/// their results are stored as one vector. The last group has what is left over, and the last row again for those that are not there.
 #[derive(Clone, Copy)]
 pub(crate) struct Quarters {
-    /// How many groups there are.
-    pub groups: usize,
+    rows: usize,
     /// Rows from one of a group to the next.
     apart: usize,
 }
@@ -106,19 +105,28 @@ pub(crate) struct Quarters {
 impl Quarters {
     #[inline(always)]
     pub fn new(rows: usize, row_bytes: usize) -> Self {
-        let groups = rows / 4;
-        Self { groups, apart: if row_bytes < 128 { 1 } else { groups } }
+        Self { rows, apart: if row_bytes < 128 { 1 } else { rows / 4 } }
+    }
+    /// How many groups there are.
+    #[inline(always)]
+    pub fn groups(self) -> usize {
+        self.rows.div_ceil(4)
     }
     /// The rows of group `i`.
     #[inline(always)]
     pub fn rows(self, i: usize) -> [usize; 4] {
+        if i == self.rows / 4 {
+            return four_of!(|r| (4 * i + r).min(self.rows - 1));
+        }
         let first = if self.apart == 1 { 4 * i } else { i };
         four_of!(|r| first + r * self.apart)
     }
     /// Stores the results of group `i`.
     #[inline(always)]
     pub fn store(self, i: usize, y: [f32; 4], out: &mut [f32]) {
-        if self.apart == 1 {
+        if i == self.rows / 4 {
+            out[4 * i..].copy_from_slice(&y[..self.rows - 4 * i]);
+        } else if self.apart == 1 {
             out[4 * i..][..4].copy_from_slice(&y);
         } else {
             let at = self.rows(i);
@@ -199,9 +207,13 @@ pub(crate) trait FloatRow: Blocks {
     /// As for `float`.
     #[inline(always)]
     unsafe fn float4<S: Bytes>(rows: [&[u8]; 4], scale: f32, x: &[f32]) -> [f32; 4] {
-        // SAFETY: by the caller.
-        let [[a], [b], [c], [d]] = four_of!(|r| unsafe { Self::float::<S, 1>(rows[r], scale, &[x]) });
-        [a, b, c, d]
+        let mut y = [0f32; 4];
+        // The one call with one column: what is called from several places may not be inlined, and is compiled without the instruction set.
+        for (y, row) in y.iter_mut().zip(rows) {
+            // SAFETY: by the caller.
+            [*y] = unsafe { Self::float::<S, 1>(row, scale, &[x]) };
+        }
+        y
     }
     /// The same for one column in plain Rust: the oracle.
     fn float_scalar(row: &[u8], scale: f32, x: &[f32]) -> f32;
@@ -268,38 +280,51 @@ fn float_scalar<T: FloatRow>(call: &mut Call<'_, '_>) {
 
 #[inline(always)]
 unsafe fn float_rows<T: FloatRow, S: Bytes>(call: &mut Call<'_, '_>) {
-    let Acts::F32(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
-    if acts.n() == 1 {
-        // SAFETY: passed on.
-        return unsafe { float_column::<T, S>(call, acts.column(0)) };
-    }
-    groups!(acts.n(), c, N => {
-        let x: [&[f32]; N] = std::array::from_fn(|i| acts.column(c + i));
-        for (r, row) in call.weights.chunks_exact(row_bytes::<T>(call.cols)).enumerate() {
-            // SAFETY: the instruction set by this function's caller, the rest by `BoundKernel::run`.
-            let y = unsafe { T::float::<S, N>(row, call.scale, &x) };
-            for (i, y) in y.into_iter().enumerate() {
-                call.out.set(c + i, r, y);
-            }
+    let (n, mut c) = (call.acts.n(), 0);
+    // SAFETY: passed on.
+    unsafe {
+        while n - c >= 8 {
+            float_columns::<T, S, 8>(call, c);
+            c += 8;
         }
-    });
+        if n - c >= 4 {
+            float_columns::<T, S, 4>(call, c);
+            c += 4;
+        }
+        while c < n {
+            float_column::<T, S>(call, c);
+            c += 1;
+        }
+    }
 }
 
+/// `N` columns from `c` on.
 #[inline(always)]
-unsafe fn float_column<T: FloatRow, S: Bytes>(call: &mut Call<'_, '_>, x: &[f32]) {
-    let (n, out) = (row_bytes::<T>(call.cols), call.out.column(0));
+unsafe fn float_columns<T: FloatRow, S: Bytes, const N: usize>(call: &mut Call<'_, '_>, c: usize) {
+    let Acts::F32(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
+    let x: [&[f32]; N] = std::array::from_fn(|i| acts.column(c + i));
+    for (r, row) in call.weights.chunks_exact(row_bytes::<T>(call.cols)).enumerate() {
+        // SAFETY: the instruction set by this function's caller, the rest by `BoundKernel::run`.
+        let y = unsafe { T::float::<S, N>(row, call.scale, &x) };
+        for (i, y) in y.into_iter().enumerate() {
+            call.out.set(c + i, r, y);
+        }
+    }
+}
+
+/// Column `c`, four rows at a time.
+#[inline(always)]
+unsafe fn float_column<T: FloatRow, S: Bytes>(call: &mut Call<'_, '_>, c: usize) {
+    let Acts::F32(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
+    let (n, x, out) = (row_bytes::<T>(call.cols), acts.column(c), call.out.column(c));
     let quarters = Quarters::new(out.len(), n);
     quarters.begin(call.weights, n);
-    for i in 0..quarters.groups {
+    for i in 0..quarters.groups() {
         let at = quarters.rows(i);
         let rows = four_of!(|r| &call.weights[at[r] * n..][..n]);
         // SAFETY: the instruction set by this function's caller, the rest by `BoundKernel::run`.
         let y = unsafe { T::float4::<S>(rows, call.scale, x) };
         quarters.store(i, y, out);
-    }
-    for r in 4 * quarters.groups..out.len() {
-        // SAFETY: as above.
-        [out[r]] = unsafe { T::float::<S, 1>(&call.weights[r * n..][..n], call.scale, &[x]) };
     }
 }
 

@@ -162,18 +162,10 @@ unsafe fn one_column<T: Scaled, S: Bytes>(call: &mut Call<'_, '_>, c: usize) {
     let (n, x, out) = (row_bytes::<T>(call.cols), Column::of(&acts, c), call.out.column(c));
     let quarters = Quarters::new(out.len(), n);
     quarters.begin(call.weights, n);
-    for i in 0..quarters.groups {
+    for i in 0..quarters.groups() {
         // SAFETY: passed on.
         let y = unsafe { four_rows::<T, S>(call.weights, n, quarters.rows(i), x) };
         quarters.store(i, y, out);
-    }
-    let (first, rows) = (4 * quarters.groups, out.len());
-    if first < rows {
-        // The last row again for those that are not there.
-        let at = four_of!(|r| (first + r).min(rows - 1));
-        // SAFETY: passed on.
-        let y = unsafe { four_rows::<T, S>(call.weights, n, at, x) };
-        out[first..].copy_from_slice(&y[..rows - first]);
     }
 }
 

@@ -385,7 +385,7 @@ unsafe fn by_four<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>, c: usize, n: us
     // SAFETY: `S` is enabled by the caller; a row is whole blocks, and the column covers it, just checked.
     unsafe {
         quarters.begin(call.weights, n);
-        for i in 0..quarters.groups {
+        for i in 0..quarters.groups() {
             let at = quarters.rows(i);
             let rows = four_of!(|r| &call.weights[at[r] * n..][..n]);
             let (lanes, differ) = T::four::<S>(rows, x.q.as_ptr());
@@ -397,9 +397,6 @@ unsafe fn by_four<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>, c: usize, n: us
                 }
             }
             quarters.store(i, four, out);
-        }
-        for r in 4 * quarters.groups..out.len() {
-            [out[r]] = T::simd::<S, 1>(&call.weights[r * n..][..n], call.scale, &[x]);
         }
     }
 }
