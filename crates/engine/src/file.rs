@@ -7,6 +7,7 @@
 
 #![allow(unsafe_code)]
 
+use nexaquant_gguf::TensorInfo;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -112,12 +113,6 @@ impl ModelFile {
         // SAFETY: the mapping is read-only. Truncation by others is handled by the guard; other changes by others
         // give other bytes, which every reader of these bytes must survive anyway (they are untrusted).
         let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io("map"))?;
-        #[cfg(target_os = "linux")]
-        if could_be_cached(metadata.len()) {
-            // Where the file system can, what is not cached comes from the disk in huge pages: in a third of the time, and kernels read
-            // them faster ever after.
-            let _ = map.advise(memmap2::Advice::HugePage);
-        }
         let guard = guard::Guard::new(&map);
         Ok(Self { path: path.to_owned(), bytes: Source::Mapped(guard, map, file, Identity::new(&metadata)) })
     }
@@ -161,12 +156,39 @@ impl ModelFile {
             _ => false,
         }
     }
+    /// A copy of a small tensor. It is read past the mapping, of which a whole huge page would count as memory of this process; and
+    /// pages that were cached for it alone are let go again, so that the huge page around them can come from the disk as one.
+    pub(crate) fn piece(&self, tensor: &TensorInfo) -> Result<Vec<u8>, nexaquant_gguf::Error> {
+        let data = tensor.data(self.bytes())?;
+        #[cfg(unix)]
+        if let Source::Mapped(_, _, file, _) = &self.bytes {
+            let mut copy = vec![0; data.len()];
+            let read = std::os::unix::fs::FileExt::read_exact_at(file, &mut copy, tensor.offset);
+            #[cfg(target_os = "linux")]
+            {
+                let start = tensor.offset & !0xfff;
+                let len = (tensor.offset + tensor.bytes).next_multiple_of(0x1000) - start;
+                let len = std::num::NonZeroU64::new(len);
+                let _ = rustix::fs::fadvise(file, start, len, rustix::fs::Advice::DontNeed);
+            }
+            if read.is_ok() {
+                return Ok(copy);
+            }
+        }
+        Ok(data.to_vec())
+    }
     /// Says whether small pieces here and there will be read next, or everything in order. Without that the system reads
     /// megabytes around every small tensor that is looked at.
     pub(crate) fn expect_pieces(&self, pieces: bool) {
         #[cfg(unix)]
         if let Source::Mapped(_, map, ..) = &self.bytes {
             let _ = map.advise(if pieces { memmap2::Advice::Random } else { memmap2::Advice::Normal });
+            // Where the file system can, what is not cached comes from the disk in huge pages: in a third of the time, and kernels read
+            // them faster ever after.
+            #[cfg(target_os = "linux")]
+            if !pieces && could_be_cached(map.len() as u64) {
+                let _ = map.advise(memmap2::Advice::HugePage);
+            }
         }
         #[cfg(not(unix))]
         let _ = pieces;

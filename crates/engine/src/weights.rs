@@ -127,7 +127,7 @@ impl WeightTable {
             let format =
                 format.ok_or_else(|| WeightError::NotFloat { tensor: tensor(), format: info.ty.name() })?;
             let mut values = vec![0.0; v.len];
-            Weights::new(format, info.data(file.bytes())?, 1, v.len)
+            Weights::new(format, &file.piece(info)?, 1, v.len)
                 .map_err(|source| WeightError::Shape { tensor: tensor(), source })?
                 .dequantize_row(0, &mut values);
             Ok(values)
