@@ -163,6 +163,14 @@ impl ModelFile {
         #[cfg(unix)]
         if let Source::Mapped(_, _, file, _) = &self.bytes {
             let mut copy = vec![0; data.len()];
+            #[cfg(target_os = "linux")]
+            {
+                let to = &mut [std::io::IoSliceMut::new(&mut copy)];
+                let without_disk = rustix::io::ReadWriteFlags::NOWAIT;
+                if rustix::io::preadv2(file, to, tensor.offset, without_disk).is_ok_and(|n| n == data.len()) {
+                    return Ok(copy);
+                }
+            }
             let read = std::os::unix::fs::FileExt::read_exact_at(file, &mut copy, tensor.offset);
             #[cfg(target_os = "linux")]
             {
