@@ -9,7 +9,7 @@ use crate::ops::Ops;
 use std::hint::black_box;
 
 #[cfg(target_arch = "x86_64")]
-use crate::simd::{Bytes, CARRY, avx2::Avx2, avx512::Avx512};
+use crate::simd::{Bytes, CARRY, avx2::Avx2, avx512::Avx512, prefetch};
 
 /// A way to read memory. Which one is fastest depends on the processor and on the cache the bytes are in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +110,6 @@ unsafe fn scan<S: Bytes>(how: Scan, bytes: &[u8]) -> u64 {
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 unsafe fn streams<S: Bytes, const N: usize, const PREFETCH: bool>(bytes: &[u8]) -> u64 {
-    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
     const STEP: usize = 256;
     let part = bytes.len() / (N * STEP) * STEP;
     // SAFETY: `S` is enabled by the caller; vector v of stream s is at s * part + i + 64 v < N * part <= bytes.len().
@@ -122,7 +121,7 @@ unsafe fn streams<S: Bytes, const N: usize, const PREFETCH: bool>(bytes: &[u8]) 
                 let p = bytes.as_ptr().add(s * part + i);
                 for v in 0..4 {
                     if PREFETCH {
-                        _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(AHEAD + 64 * v).cast());
+                        prefetch(p.wrapping_add(AHEAD + 64 * v));
                     }
                     sums[v] = S::add_i32(sums[v], S::load_v(p.add(64 * v)));
                 }

@@ -13,7 +13,7 @@
 
 use super::Blocks;
 use super::ternary::{
-    Beside, Ternary, ternarize, ternary_float, two_bit_four, two_bit_planes, two_bit_row, two_bit_sixteen,
+    Beside, Ternary, ternarize, ternary_float, two_bit_four, two_bit_planes, two_bit_sixteen,
 };
 use crate::format::Format;
 use crate::simd::Bytes;
@@ -78,11 +78,6 @@ impl Ternary for I2S {
     ) {
         // SAFETY: as above, of each row; the rest by the caller.
         unsafe { two_bit_sixteen::<Self, S, B, true>(rows, at, half, to, beside) }
-    }
-    #[inline(always)]
-    unsafe fn row<S: Bytes>(row: &[u8], q: *const i8) -> (S::V, u16) {
-        // SAFETY: as above; the rest by the caller.
-        unsafe { two_bit_row::<Self, S, true>(row, q) }
     }
     #[inline(always)]
     unsafe fn four<S: Bytes>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]) {

@@ -73,30 +73,18 @@ pub(crate) trait Ternary: Blocks {
         to: *mut u8,
         beside: &mut B,
     );
-    /// i32 lanes whose total is the sum of code * q over a row, for a column at `q`; and the bits in which scales of its
-    /// blocks differ from the first one's.
+    /// Of four rows of one length: i32 lanes whose total is the sum of code * q over the row, for a column at `q`; and the bits in
+    /// which scales of its blocks differ from the first one's.
     ///
     /// # Safety
-    /// `S` is enabled; `row` is whole blocks; the column covers it.
-    unsafe fn row<S: Bytes>(row: &[u8], q: *const i8) -> (S::V, u16);
-    /// The same of four rows of one length.
-    ///
-    /// # Safety
-    /// As for `row`.
-    #[inline(always)]
-    unsafe fn four<S: Bytes>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]) {
-        // SAFETY: by the caller.
-        unsafe {
-            let [a, b, c, d] = four_of!(|r| Self::row::<S>(rows[r], q));
-            ([a.0, b.0, c.0, d.0], [a.1, b.1, c.1, d.1])
-        }
-    }
+    /// `S` is enabled; rows are whole blocks; the column covers them.
+    unsafe fn four<S: Bytes>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]);
 }
 
-/// [`Ternary::row`] step by step.
+/// One row of [`Ternary::four`], step by step.
 ///
 /// # Safety
-/// As [`Ternary::row`].
+/// As [`Ternary::four`].
 #[inline(always)]
 pub(super) unsafe fn row_of_planes<T: Ternary, S: Bytes>(row: &[u8], q: *const i8) -> (S::V, u16) {
     // SAFETY: the columns are padded to 256 values, so every step has its four loads; the rest by the caller.
@@ -193,15 +181,12 @@ unsafe fn two_bit_step<T: Ternary, S: Bytes>(step: &[u8]) -> S::V {
     unsafe { if half { S::load_half(step.as_ptr()) } else { S::load_v(step.as_ptr()) } }
 }
 
-/// [`Ternary::row`] for the same layout.
+/// One row of [`two_bit_four`].
 ///
 /// # Safety
-/// As [`Ternary::row`].
+/// As [`Ternary::four`].
 #[inline(always)]
-pub(super) unsafe fn two_bit_row<T: Ternary, S: Bytes, const HIGH_FIRST: bool>(
-    row: &[u8],
-    q: *const i8,
-) -> (S::V, u16) {
+unsafe fn two_bit_row<T: Ternary, S: Bytes, const HIGH_FIRST: bool>(row: &[u8], q: *const i8) -> (S::V, u16) {
     let (steps, half) = (row.len() / T::STEP, row.len() % T::STEP);
     // SAFETY: by the caller; columns are padded to 256 values.
     unsafe {

@@ -15,7 +15,7 @@
 //! per 16-bit lane, and [`Bytes::digit3`].
 
 use super::ternary::{Beside, Ternary, row_of_planes, ternarize, ternary_float};
-use super::{AHEAD, Blocks, f16_at};
+use super::{AHEAD, Blocks, f16_at, four_of};
 use crate::acts::Grain;
 use crate::format::Format;
 use crate::simd::{Bytes, prefetch};
@@ -142,34 +142,13 @@ unsafe fn nine<S: Bytes>(v: S::V, mask: S::V) -> S::V {
     unsafe { S::add_u8(v, S::and(S::shl16::<3>(v), mask)) }
 }
 
-impl Ternary for Tq1_0 {
-    #[inline(always)]
-    fn scale_bits(block: &[u8]) -> u16 {
-        u16::from_le_bytes([block[52], block[53]])
-    }
-    fn codes(block: &[u8], out: &mut [u8]) {
-        for (e, c) in out.iter_mut().enumerate() {
-            *c = code(block, e);
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn planes<S: Bytes>(step: &[u8]) -> [S::V; 4] {
-        // SAFETY: every load ends at byte 54 or before; `S` is enabled by the caller.
-        unsafe {
-            let p = step.as_ptr();
-            let middle = S::load_quarters(p, p.add(16), p.add(32), p.add(32));
-            let last = S::load_quarters(p, p.add(16), p.add(32), p.add(38));
-            let last = S::shuffle16(last, S::load_v(LAST.as_ptr()));
-            let mut codes = [S::load_halves(p, p), middle, middle, last];
-            for l in 0..4 {
-                codes[l] = S::digit3(codes[l], S::load_v(POWERS[l].as_ptr().cast()));
-            }
-            codes
-        }
-    }
+impl Tq1_0 {
+    /// One row of [`Ternary::four`].
     /// Two steps at a time, the second one in the upper halves: digits that move over the point one after the other need
     /// additions and comparisons only. AVX-512 has more lanes to multiply in and is faster with planes.
+    ///
+    /// # Safety
+    /// As [`Ternary::four`].
     #[inline(always)]
     unsafe fn row<S: Bytes>(row: &[u8], q: *const i8) -> (S::V, u16) {
         if S::REGISTERS == 32 {
@@ -221,6 +200,40 @@ impl Ternary for Tq1_0 {
             }
             (S::sums_lanes(sums), differ)
         }
+    }
+}
+
+impl Ternary for Tq1_0 {
+    #[inline(always)]
+    fn scale_bits(block: &[u8]) -> u16 {
+        u16::from_le_bytes([block[52], block[53]])
+    }
+    fn codes(block: &[u8], out: &mut [u8]) {
+        for (e, c) in out.iter_mut().enumerate() {
+            *c = code(block, e);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn planes<S: Bytes>(step: &[u8]) -> [S::V; 4] {
+        // SAFETY: every load ends at byte 54 or before; `S` is enabled by the caller.
+        unsafe {
+            let p = step.as_ptr();
+            let middle = S::load_quarters(p, p.add(16), p.add(32), p.add(32));
+            let last = S::load_quarters(p, p.add(16), p.add(32), p.add(38));
+            let last = S::shuffle16(last, S::load_v(LAST.as_ptr()));
+            let mut codes = [S::load_halves(p, p), middle, middle, last];
+            for l in 0..4 {
+                codes[l] = S::digit3(codes[l], S::load_v(POWERS[l].as_ptr().cast()));
+            }
+            codes
+        }
+    }
+    #[inline(always)]
+    unsafe fn four<S: Bytes>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]) {
+        // SAFETY: passed on.
+        let [a, b, c, d] = four_of!(|r| unsafe { Self::row::<S>(rows[r], q) });
+        ([a.0, b.0, c.0, d.0], [a.1, b.1, c.1, d.1])
     }
     /// Bytes change places, four at a time, a quarter of what their digits would be. Then digit after digit moves over the
     /// point, in the lower and in the upper bytes of 16-bit lanes.

@@ -7,7 +7,7 @@
 //! ```
 
 use super::ternary::{
-    Beside, Ternary, ternarize, ternary_float, two_bit_four, two_bit_planes, two_bit_row, two_bit_sixteen,
+    Beside, Ternary, ternarize, ternary_float, two_bit_four, two_bit_planes, two_bit_sixteen,
 };
 use super::{Blocks, f16_at};
 use crate::format::Format;
@@ -72,11 +72,6 @@ impl Ternary for Tq2_0 {
     ) {
         // SAFETY: as above, of each row; the rest by the caller.
         unsafe { two_bit_sixteen::<Self, S, B, false>(rows, at, half, to, beside) }
-    }
-    #[inline(always)]
-    unsafe fn row<S: Bytes>(row: &[u8], q: *const i8) -> (S::V, u16) {
-        // SAFETY: as above; the rest by the caller.
-        unsafe { two_bit_row::<Self, S, false>(row, q) }
     }
     #[inline(always)]
     unsafe fn four<S: Bytes>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]) {
