@@ -74,6 +74,16 @@ pub(crate) fn could_be_cached(_: u64) -> bool {
     true
 }
 
+/// Whether a fault in a file of which huge pages are wanted reads one, whatever else the mapping was told: since Linux 5.18
+/// (`do_sync_mmap_readahead`). Before, only the 4 KiB of the fault were read where reads come in no order.
+#[cfg(target_os = "linux")]
+fn reads_huge_pages() -> bool {
+    let name = rustix::system::uname();
+    let release = name.release().to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map_while(|n| n.parse::<u32>().ok());
+    (numbers.next(), numbers.next()) >= (Some(5), Some(18))
+}
+
 /// Which file it was when it was opened, as far as the system tells: device, number, length, and the time of the last
 /// change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,10 +202,15 @@ impl ModelFile {
         if let Source::Mapped(_, map, ..) = &self.bytes {
             let _ = map.advise(if pieces { memmap2::Advice::Random } else { memmap2::Advice::Normal });
             // Where the file system can, what is not cached comes from the disk in huge pages: in a third of the time, and kernels read
-            // them faster ever after.
+            // them faster ever after. "Random" keeps the read-ahead, which has one place a file where several threads read, from
+            // filling in small ones.
             #[cfg(target_os = "linux")]
-            if !pieces && could_be_cached(map.len() as u64) {
-                let _ = map.advise(memmap2::Advice::HugePage);
+            if !pieces
+                && could_be_cached(map.len() as u64)
+                && map.advise(memmap2::Advice::HugePage).is_ok()
+                && reads_huge_pages()
+            {
+                let _ = map.advise(memmap2::Advice::Random);
             }
         }
         #[cfg(not(unix))]
