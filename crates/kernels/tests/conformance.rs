@@ -96,6 +96,8 @@ fn tiles_of_rows_return_the_bits_of_scalar() {
             (1, 2304, 16, false),
             (70, 512, 13, true),
             (16, 2560, 31, true),
+            // More columns than a tile is unpacked for at once, and three stretches of a row.
+            (35, 1792, 131, false),
         ];
         for (rows, cols, n, mixed) in few.chain(many) {
             let mut values = vec![0f32; rows * cols];

@@ -2,78 +2,99 @@
 //!
 //! A tile is [`ROWS`] rows. A stretch of them, [`STEPS`] steps of 256 weights, is unpacked to codes whose order is
 //! `[4 weights][row][weight]`: a vector holds four weights of 16 rows, the four activations that meet them are the same
-//! in every lane, and each lane sums up a row, so that no lanes have to be added together. Sums of earlier stretches wait
-//! in the result, as integers.
+//! in every lane, and each lane sums up a row, so that no lanes have to be added together. Codes of a stretch are in the innermost
+//! cache for as long as they are needed; sums of earlier stretches wait beside them, as integers.
 //!
 //! The result has the bits that [`super::ternary`] defines, for rows of one run.
 
 use super::row_bytes;
-use super::ternary::Ternary;
-use crate::acts::{Acts, Line};
+use super::ternary::{Ternary, is_one_run};
+use crate::acts::{Acts, I8Cols, Line};
 use crate::format::Call;
-use crate::simd::{Bytes, CARRY};
+use crate::simd::{Bytes, CARRY, prefetch};
 use std::mem::MaybeUninit;
 
 /// Columns from which on a tile pays.
 pub(super) const COLUMNS: usize = 4;
 /// Rows of a tile.
 pub(super) const ROWS: usize = 32;
-/// Tiles that some columns pass over while they are in the innermost cache.
-const TILES: usize = 2;
-/// Steps of a stretch: its codes are 80 KiB, which stay in the second-level cache, and rows of 2560 weights are one stretch.
-const STEPS: usize = 10;
+/// Steps of a stretch: its codes are 24 KiB.
+const STEPS: usize = 3;
+/// Columns that pass over a stretch before the next one is unpacked: their sums are 16 KiB.
+const MOST: usize = 128;
+/// Columns that the last group of them may have too many.
+const SPARE: usize = 3;
 
 /// Codes of a stretch: for each four weights two vectors of 16 rows. They are not cleared before they are written: a model
 /// with narrow rows has few of them in a call, and clearing took a quarter of its time.
 type Codes = [MaybeUninit<[Line; 2]>; STEPS * 64];
+/// The sums of each column, in two vectors of 16 rows.
+type Sums = [MaybeUninit<[Line; 2]>; MOST + SPARE];
 
 /// The call's rows times all its columns, or false where a row has more than one run; results are of no meaning then.
 ///
 /// # Safety
 /// As for every kernel; `S` is enabled.
-#[allow(clippy::large_stack_arrays)] // 160 KiB, gone with the call
+#[allow(clippy::large_stack_arrays)] // 42 KiB, gone with the call
 #[inline(always)]
 pub(super) unsafe fn multiply<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) -> bool {
+    let Acts::I8(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
     let n = row_bytes::<T>(call.cols);
-    let mut codes: [Codes; TILES] = [const { [const { MaybeUninit::uninit() }; STEPS * 64] }; TILES];
     let steps = n.div_ceil(T::STEP);
-    let rows = call.out.rows();
-    for first in (0..rows).step_by(TILES * ROWS) {
-        let count = |t: usize| (rows - first).saturating_sub(t * ROWS).min(ROWS);
-        let tile = |t: usize| &call.weights[(first + t * ROWS).min(rows) * n..][..count(t) * n];
-        let tiles = (rows - first).div_ceil(ROWS).min(TILES);
-        let mut d = [[0f32; ROWS]; TILES];
-        for from in (0..steps).step_by(STEPS) {
-            let these = STEPS.min(steps - from);
-            for (t, d) in d[..tiles].iter_mut().enumerate() {
-                for (d, row) in d.iter_mut().zip(tile(t).chunks_exact(n)) {
-                    // Block by block: vectors of scales would have to be gathered, a sixth of the time.
-                    let scale = T::scale_bits(&row[..T::BYTES]);
-                    let blocks =
-                        row[from * T::STEP..((from + these) * T::STEP).min(n)].chunks_exact(T::BYTES);
-                    if blocks.fold(0, |differ, block| differ | (T::scale_bits(block) ^ scale)) != 0 {
-                        return false;
-                    }
-                    // SAFETY: `S` is enabled by the caller.
-                    *d = unsafe { S::f16_to_f32(scale) };
+    assert!(steps * 256 <= acts.layout().padded(), "activation length");
+    let mut codes: Codes = [const { MaybeUninit::uninit() }; STEPS * 64];
+    let mut sums: Sums = [const { MaybeUninit::uninit() }; MOST + SPARE];
+    for first in (0..acts.n()).step_by(MOST) {
+        let some = Together::new(acts.slice(first, MOST.min(acts.n() - first)), first);
+        for (i, bytes) in call.weights[..call.out.rows() * n].chunks(ROWS * n).enumerate() {
+            // SAFETY: `S` is enabled by the caller; a tile is whole rows.
+            let Some(d) = (unsafe { scales::<T, S>(bytes, n) }) else { return false };
+            let tile = Tile { first: i * ROWS, rows: bytes.len() / n, d };
+            for from in (0..steps).step_by(STEPS) {
+                let these = STEPS.min(steps - from);
+                // SAFETY: as above; the columns have all of the steps, checked above.
+                unsafe {
+                    let codes = unpack::<T, S>(bytes, n, from, these, &mut codes);
+                    let last = (from + these == steps).then_some(&tile);
+                    pass::<S>(call, &some, codes, from * 256, &mut sums, last);
                 }
             }
-            let mut parts: [Part<'_>; TILES] = std::array::from_fn(|t| Part {
-                codes: &[],
-                from,
-                first: first + t * ROWS,
-                count: count(t),
-                d: d[t],
-            });
-            for (t, (part, codes)) in parts[..tiles].iter_mut().zip(&mut codes).enumerate() {
-                // SAFETY: `S` is enabled by the caller; a tile is whole rows.
-                part.codes = unsafe { unpack::<T, S>(tile(t), n, from, these, codes) };
-            }
-            // SAFETY: `S` is enabled by the caller.
-            unsafe { columns::<S>(call, &parts[..tiles], from + these == steps) };
         }
     }
     true
+}
+
+/// Columns that pass over a stretch together.
+struct Together<'a> {
+    columns: I8Cols<'a>,
+    /// Which column of the call the first of them is.
+    first: usize,
+    /// Where each begins, and the last one once more for those that a group lacks.
+    q: [*const i8; MOST + SPARE],
+}
+
+impl<'a> Together<'a> {
+    fn new(columns: I8Cols<'a>, first: usize) -> Self {
+        let mut q = [std::ptr::null(); MOST + SPARE];
+        for (c, q) in q[..columns.n() + SPARE].iter_mut().enumerate() {
+            *q = columns.q(c.min(columns.n() - 1)).as_ptr();
+        }
+        Self { columns, first, q }
+    }
+}
+
+/// The scale of each row of a tile, or nothing where a row has several.
+#[inline(always)]
+unsafe fn scales<T: Ternary, S: Bytes>(tile: &[u8], n: usize) -> Option<[f32; ROWS]> {
+    let mut d = [0f32; ROWS];
+    for (d, row) in d.iter_mut().zip(tile.chunks_exact(n)) {
+        if !is_one_run::<T>(row) {
+            return None;
+        }
+        // SAFETY: `S` is enabled by the caller.
+        *d = unsafe { S::f16_to_f32(T::scale_bits(&row[..T::BYTES])) };
+    }
+    Some(d)
 }
 
 /// Where the rows of a tile begin, `n` bytes each; the last one again for those that the tile lacks.
@@ -112,131 +133,133 @@ unsafe fn unpack<'c, T: Ternary, S: Bytes>(
     unsafe { std::slice::from_raw_parts(codes.as_ptr().cast(), codes.len()) }
 }
 
-/// A stretch of a tile.
-struct Part<'a> {
-    codes: &'a [[Line; 2]],
-    /// The first step.
-    from: usize,
-    /// The first row, and how many.
+/// Where the results of a tile go.
+struct Tile {
+    /// Rows of the call.
     first: usize,
-    count: usize,
-    /// The scale of each row.
+    rows: usize,
+    /// The scale of each.
     d: [f32; ROWS],
 }
 
-/// All columns of the call times some parts: as many at once, and vectors of 16 rows, as registers hold sums of. If `last`,
-/// the sums are complete and become results.
+/// Adds what a stretch has, values from `at` on, to the sums of columns: as many at once, and vectors of 16 rows, as registers hold
+/// sums of. With the last stretch of a tile sums become results.
 ///
 /// # Safety
-/// As for every kernel; `S` is enabled; the parts are rows of the call.
+/// `S` is enabled; each column has values for all codes, and sums of earlier stretches.
 #[inline(always)]
-unsafe fn columns<S: Bytes>(call: &mut Call<'_, '_>, parts: &[Part<'_>], last: bool) {
-    let n = call.acts.n();
-    let mut c = 0;
-    // SAFETY: the caller's promises, passed on.
+unsafe fn pass<S: Bytes>(
+    call: &mut Call<'_, '_>,
+    some: &Together<'_>,
+    codes: &[[Line; 2]],
+    at: usize,
+    sums: &mut Sums,
+    last: Option<&Tile>,
+) {
+    let columns = &some.columns;
+    let (n, mut c) = (columns.n(), 0);
+    // SAFETY: by the caller; groups of four have three columns too many at most.
     unsafe {
         while c < n {
-            c += if S::REGISTERS == 32 {
-                // Fewer than 4 would wait for their own sums: the last column is computed as often as columns lack.
+            let (q, sums) = (&some.q[c..], &mut sums[c..]);
+            let done = if S::REGISTERS == 32 {
+                // Fewer than 4 would wait for their own sums.
                 match n - c {
-                    12.. => block::<S, 12, 2>(call, c, parts, last),
-                    8.. => block::<S, 8, 2>(call, c, parts, last),
-                    _ => block::<S, 4, 2>(call, c, parts, last),
+                    12.. => group::<S, 12, 2>(codes, q, at, sums),
+                    8.. => group::<S, 8, 2>(codes, q, at, sums),
+                    _ => group::<S, 4, 2>(codes, q, at, sums),
                 }
             } else {
                 match n - c {
-                    4.. => block::<S, 4, 1>(call, c, parts, last),
-                    2.. => block::<S, 2, 1>(call, c, parts, last),
-                    _ => block::<S, 1, 1>(call, c, parts, last),
+                    4.. => group::<S, 4, 1>(codes, q, at, sums),
+                    2.. => group::<S, 2, 1>(codes, q, at, sums),
+                    _ => group::<S, 1, 1>(codes, q, at, sums),
                 }
             };
+            if let Some(tile) = last {
+                for (i, sums) in sums[..done.min(n - c)].iter().enumerate() {
+                    let (minus, scale) = (columns.sums(c + i)[0], columns.scales(c + i)[0] * call.scale);
+                    let out = &mut call.out.column(some.first + c + i)[tile.first..][..tile.rows];
+                    results::<S>(tile, sums.assume_init_ref(), minus, scale, out);
+                }
+            }
+            c += done;
         }
     }
 }
 
-/// Columns `first ..` of the call times some parts, `R` vectors of 16 rows at a time; the last column again where there are
-/// fewer than `C`. Returns `C`.
+/// Sums of a column and a tile become results: minus the sum of the column's values, since codes are one more than weights.
 ///
 /// # Safety
-/// As for [`columns`].
+/// `S` is enabled.
 #[inline(always)]
-unsafe fn block<S: Bytes, const C: usize, const R: usize>(
-    call: &mut Call<'_, '_>,
-    first: usize,
-    parts: &[Part<'_>],
-    last: bool,
-) -> usize {
-    let Acts::I8(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
-    let mut q = [std::ptr::null::<i8>(); C];
-    let mut out = [std::ptr::null_mut::<f32>(); C];
-    let (mut scale, mut minus) = ([0f32; C], [0; C]);
-    for c in 0..C {
-        let column = (first + c).min(acts.n() - 1);
-        q[c] = acts.q(column).as_ptr();
-        out[c] = call.out.column(column).as_mut_ptr();
-        (scale[c], minus[c]) = (acts.scales(column)[0] * call.scale, acts.sums(column)[0]);
+unsafe fn results<S: Bytes>(tile: &Tile, sums: &[Line; 2], minus: i32, scale: f32, out: &mut [f32]) {
+    for (r, out) in out.chunks_mut(16).enumerate() {
+        // SAFETY: by the caller; loads are of 16 values each, and what is stored are all of `out`.
+        unsafe {
+            let sum = S::to_f32(S::sub_i32(S::load_v(sums[r].0.as_ptr()), S::splat_i32(minus)));
+            let d = S::load(tile.d[16 * r..][..16].as_ptr());
+            S::store_n(out.as_mut_ptr(), out.len(), S::mul(S::fma(sum, d, S::zero()), S::splat(scale)));
+        }
     }
-    assert!(
-        parts.iter().all(|part| part.from * 256 + part.codes.len() * 4 <= acts.q(first).len()),
-        "activation length"
-    );
-    for part in parts {
-        for top in (0..2).step_by(R) {
-            // Rows 16 r of the tile: where they are in the result, and how many there are.
-            let mut rows = [(0, 0); R];
-            for (r, rows) in rows.iter_mut().enumerate() {
-                let down = 16 * (top + r);
-                *rows = (part.first + down, part.count.saturating_sub(down).min(16));
-            }
-            // SAFETY: `S` is enabled by the caller; q is read inside the columns, just checked; what is loaded and stored of
-            // the result are rows of the call, by the caller.
-            unsafe {
-                let mut sums = [[S::zero_v(); R]; C];
-                if part.from > 0 {
-                    for c in 0..C {
-                        for (r, (at, n)) in rows.into_iter().enumerate() {
-                            sums[c][r] = S::bits_of_f(S::load_n(out[c].wrapping_add(at), n));
-                        }
-                    }
-                }
-                sum_up::<S, C, R>(&mut sums, part.codes, top, q.map(|q| q.wrapping_add(part.from * 256)));
-                for c in 0..C {
-                    for (r, (at, n)) in rows.into_iter().enumerate() {
-                        let y = if last {
-                            let sum = S::to_f32(S::sub_i32(sums[c][r], S::splat_i32(minus[c])));
-                            let d = S::load(part.d[16 * (top + r)..].as_ptr());
-                            S::mul(S::fma(sum, d, S::zero()), S::splat(scale[c]))
-                        } else {
-                            S::bits_to_f(sums[c][r])
-                        };
-                        S::store_n(out[c].wrapping_add(at), n, y);
-                    }
-                }
-            }
+}
+
+/// The first `C` columns of some, `R` vectors of 16 rows at a time. Returns `C`.
+///
+/// # Safety
+/// As for [`pass`].
+#[inline(always)]
+unsafe fn group<S: Bytes, const C: usize, const R: usize>(
+    codes: &[[Line; 2]],
+    q: &[*const i8],
+    at: usize,
+    sums: &mut [MaybeUninit<[Line; 2]>],
+) -> usize {
+    let mut columns = [std::ptr::null::<i8>(); C];
+    for (to, q) in columns.iter_mut().zip(&q[..C]) {
+        *to = q.wrapping_add(at);
+    }
+    // How far away the next group's columns are, which are asked for meanwhile.
+    let next = q.get(C).map_or(0, |next| (*next as usize).wrapping_sub(q[0] as usize));
+    let sums = sums[..C].as_mut_ptr().cast::<u8>();
+    // Where sums are so far, and how far apart those of columns are.
+    let zeros = [Line([0; 64]); 2];
+    let (so_far, apart) = if at > 0 { (sums.cast_const(), 128) } else { (zeros.as_ptr().cast(), 0) };
+    for top in (0..2).step_by(R) {
+        // SAFETY: by the caller; every column has two lines of sums.
+        unsafe {
+            let so_far = (so_far.add(64 * top), apart);
+            sum_up::<S, C, R>(so_far, sums.add(64 * top), codes, top, columns, next);
         }
     }
     C
 }
 
-/// Adds codes * q for the vectors of rows from `top` on. The sums stay in registers: they are copied here and back.
+/// Adds codes * q for the vectors of rows from `top` on to sums, which are two lines for each column.
 #[inline(always)]
 unsafe fn sum_up<S: Bytes, const C: usize, const R: usize>(
-    sums: &mut [[S::V; R]; C],
+    (so_far, apart): (*const u8, usize),
+    sums: *mut u8,
     codes: &[[Line; 2]],
     top: usize,
     mut q: [*const i8; C],
+    next: usize,
 ) {
+    // Of more at once in 16 registers the compiler would keep sums in memory.
+    let group = if S::REGISTERS == 32 { 4 } else { 2 };
     // SAFETY: the caller's promises, passed on; a step is a multiple of `CARRY` lines.
     unsafe {
         let mut local = [[S::sums_from(S::zero_v()); R]; C];
         for c in 0..C {
             for r in 0..R {
-                local[c][r] = S::sums_from(sums[c][r]);
+                local[c][r] = S::sums_from(S::load_v(so_far.add(c * apart + 64 * r)));
             }
         }
-        // Of more at once in 16 registers the compiler would keep sums in memory.
-        let group = if S::REGISTERS == 32 { 4 } else { 2 };
         for codes in codes.chunks_exact(CARRY) {
+            for c in 0..C {
+                prefetch(q[c].cast::<u8>().wrapping_add(next));
+                prefetch(q[c].cast::<u8>().wrapping_add(next + 64));
+            }
             for codes in codes.chunks_exact(group) {
                 for (k, lines) in codes.iter().enumerate() {
                     let mut rows = [S::zero_v(); R];
@@ -260,7 +283,7 @@ unsafe fn sum_up<S: Bytes, const C: usize, const R: usize>(
         }
         for c in 0..C {
             for r in 0..R {
-                sums[c][r] = S::sums_lanes(local[c][r]);
+                S::store_v(sums.add(c * 128 + 64 * r), S::sums_lanes(local[c][r]));
             }
         }
     }
