@@ -163,6 +163,7 @@ fn kernels_are_measured_on_every_instruction_set() {
 #[test]
 fn announced_figures_are_all_measured() {
     let found = json(&["bench", "announced", "-r", "2", "-n", "20", "--json"]);
+    assert!(found["rows"][0]["of"].as_str().unwrap().starts_with("alpha, "), "{found}");
     let rows = found["rows"].as_array().unwrap();
     let measured = |what: &str| {
         let row = rows.iter().find(|row| row["what"] == what).unwrap_or_else(|| panic!("{what}"));
@@ -183,5 +184,10 @@ fn announced_figures_are_all_measured() {
     {
         assert!(measured(what) >= 0.0, "{what}");
     }
+    assert!(measured("speed under load, of a fair share") > 0.0);
     assert!(measured("numeric delta") <= 1e-6);
+
+    let gamma = json(&["bench", "announced", "gamma", "-r", "1", "-n", "4", "--json"]);
+    assert!(gamma["rows"][0]["of"].as_str().unwrap().starts_with("gamma, "), "{gamma}");
+    nexaquant().args(["bench", "announced", "nobody"]).assert().code(2).stderr(contains("no model"));
 }

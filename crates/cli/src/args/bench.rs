@@ -145,9 +145,13 @@ impl IsaArg {
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Alpha, its kernels, and the default scenario of `nexaquant m3` are measured; it takes about half a minute.")]
+Alpha or the model named, the kernels, and the default scenario of `nexaquant m3` are measured; with
+alpha it takes about half a minute.")]
 pub struct AnnouncedArgs {
-    /// Runs of alpha.
+    /// The model that answers: a name or a GGUF file.
+    #[arg(value_name = "MODEL", default_value = "alpha")]
+    pub model: String,
+    /// Runs of the model.
     #[arg(short, long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repeat: u32,
     /// Tokens of a run.

@@ -43,23 +43,23 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
     let processors = topology().parallelism;
     let system = System::here();
     let before = system.anonymous_memory();
-    let source = models::find(models::BUNDLED[0])?;
-    let mut alpha = Alpha::open(&source, args.generate as usize)?;
-    let (layers, threads) = (alpha.model.architecture().hparams.layers.len(), alpha.pool.threads());
-    alpha.answer()?;
-    let (after, asked_for) = (system.anonymous_memory(), alpha.session.bytes() as u64);
+    let name = &args.model;
+    let mut subject = Subject::open(&models::find(name)?, args.generate as usize)?;
+    let (layers, threads) = (subject.model.architecture().hparams.layers.len(), subject.pool.threads());
+    subject.answer()?;
+    let (after, asked_for) = (system.anonymous_memory(), subject.session.bytes() as u64);
     let mut runs = Vec::new();
     let mut alone = Vec::new();
     for _ in 0..args.repeat {
-        let times = alpha.answer()?;
+        let times = subject.answer()?;
         runs.push(times.iter().sum::<f64>() * 1e3 / times.len() as f64);
         // The first pass is the prompt's.
         alone.extend_from_slice(&times[1..]);
     }
     let (best, middle) = (runs.iter().copied().fold(f64::INFINITY, f64::min), median(runs));
     let shape = format!(
-        "alpha, {} of weights a token, {} runs of {} tokens, greedy, {threads} threads; prompt, sampling and text included",
-        bytes(alpha.model.weight_bytes_per_token()),
+        "{name}, {} of weights a token, {} runs of {} tokens, greedy, {threads} threads; prompt, sampling and text included",
+        bytes(subject.model.weight_bytes_per_token()),
         args.repeat,
         args.generate
     );
@@ -88,7 +88,7 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
         "the same of a loop that only counts for as long".to_owned(),
     );
     let (loaded, spins) = under_load(processors, || -> Result<_, Failure> {
-        let times = alpha.answer()?[1..].to_vec();
+        let times = subject.answer()?[1..].to_vec();
         let spins = spin(pass, times.len());
         Ok((times, spins))
     })?;
@@ -105,16 +105,23 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
         "",
         format!("the counting loop beside {load}"),
     );
+    let mean = |times: &[f64]| times.iter().sum::<f64>() / times.len() as f64;
+    add(
+        "speed under load, of a fair share",
+        Some(2.0 * mean(&alone) / mean(&loaded)),
+        "",
+        format!("beside {load}; a fair share is half of the speed alone"),
+    );
 
     let held = before.zip(after).map(|(before, after)| after.saturating_sub(before));
-    let weights = alpha.model.weight_bytes_per_token();
+    let weights = subject.model.weight_bytes_per_token();
     let what = format!(
-        "anonymous memory that one run of alpha added: cache and activations ({} asked for), tokenizer, threads; its weights are {}",
+        "anonymous memory that one run of {name} added: cache and activations ({} asked for), tokenizer, threads; its weights are {}",
         bytes(asked_for),
         bytes(weights)
     );
     add("memory beyond the mapped weights", held.map(|held| held as f64 / 1e6), "MB", what);
-    drop(alpha);
+    drop(subject);
 
     kernel_lines(&mut add)?;
     m3_lines(&mut add)?;
@@ -131,7 +138,7 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
 
     let columns = [text("what"), number("measured"), text("unit"), text("of what")];
     let shown = |line: &Line| match line.value {
-        Some(x) if line.name.starts_with("jitter") => percent(x),
+        Some(x) if line.name.starts_with("jitter") || line.name.starts_with("speed") => percent(x),
         Some(x) if line.name == "numeric delta" => format!("{x:.1e}"),
         Some(x) => figure(x),
         None => "the system does not tell".to_owned(),
@@ -144,8 +151,8 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
     })
 }
 
-/// Alpha as `nexaquant run` has it.
-struct Alpha {
+/// A model as `nexaquant run` has it.
+struct Subject {
     model: Model,
     pool: Pool,
     session: Session,
@@ -153,7 +160,7 @@ struct Alpha {
     tokens: usize,
 }
 
-impl Alpha {
+impl Subject {
     fn open(source: &Source, tokens: usize) -> Result<Self, Failure> {
         let model = engine::load_source(source, LoadOptions::default())?;
         let pool = Pool::new(PoolOptions::default()).map_err(|error| engine::threads(&error))?;
