@@ -74,7 +74,7 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
     );
 
     let pass = quantile(&alone, 0.5);
-    let spins = spin(pass, alone.len());
+    let spins = spin(&mut subject.pool, pass, alone.len());
     add(
         "jitter alone",
         Some(spread(&alone)),
@@ -85,11 +85,11 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
         "jitter of the machine alone",
         Some(spread(&spins)),
         "",
-        "the same of a loop that only counts for as long".to_owned(),
+        "the same of a loop that only counts for as long, on the same threads".to_owned(),
     );
     let (loaded, spins) = under_load(processors, || -> Result<_, Failure> {
         let times = subject.answer()?[1..].to_vec();
-        let spins = spin(pass, times.len());
+        let spins = spin(&mut subject.pool, pass, times.len());
         Ok((times, spins))
     })?;
     let load = format!("{processors} threads that compute without end, one a processor");
@@ -204,14 +204,16 @@ fn quantile(values: &[f64], q: f64) -> f64 {
     sorted.get(at).copied().unwrap_or(f64::NAN)
 }
 
-/// Counts for about `seconds`, `times` times, and tells how long each took. The count is the same every time, so what
-/// differs is the machine.
-fn spin(seconds: f64, times: usize) -> Vec<f64> {
-    let count = |n: u64| {
+/// Counts for about `seconds` on every worker, `times` times, and tells how long each took until all were done. The count is the same
+/// every time, so what differs is the machine.
+fn spin(pool: &mut Pool, seconds: f64, times: usize) -> Vec<f64> {
+    let mut count = |n: u64| {
         let start = Instant::now();
-        for i in 0..n {
-            black_box(i);
-        }
+        pool.run(|_| {
+            for i in 0..n {
+                black_box(i);
+            }
+        });
         start.elapsed().as_secs_f64()
     };
     let n = 1_000_000u64;
