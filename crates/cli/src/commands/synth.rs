@@ -21,6 +21,7 @@ pub fn synth(args: &SynthArgs) -> Result<(), Failure> {
     let file =
         File::create(&part).map_err(|error| Failure::Input(format!("cannot create {path}: {error}")))?;
     let start = Instant::now();
+    // Written in large pieces, so that the system can cache them in huge pages.
     let written = synthesize(&shape, format, args.seed, BufWriter::with_capacity(16 << 20, file))
         .and_then(|mut out| out.flush().map_err(|error| SynthError::Write(error.into())))
         .and_then(|()| std::fs::rename(&part, &args.output).map_err(|error| SynthError::Write(error.into())));

@@ -48,6 +48,7 @@ impl Subject {
         };
         let file = File::create_new(&path).map_err(|error| fail(&error))?;
         let removed = Removed(path.clone());
+        // Written in large pieces, so that the system can cache them in huge pages.
         synthesize(&shape, ty, 0, BufWriter::with_capacity(16 << 20, file))
             .and_then(|mut out| out.flush().map_err(|error| SynthError::Write(error.into())))
             .map_err(|error| fail(&error))?;
