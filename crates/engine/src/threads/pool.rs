@@ -36,9 +36,9 @@ impl Default for PoolOptions {
 /// More workers than this are refused: no machine gains from them, and each costs a stack.
 pub const MAX_THREADS: usize = 512;
 
-/// How often a worker looks for the next run, and for the end of a phase, before it sleeps: some hundreds and some tens of microseconds.
-/// Where workers share processors it would only keep the others from working.
-const SPINS: (u32, u32) = (6000, 1000);
+/// How often a worker looks whether the others have come before it sleeps: one or two hundred microseconds. Where workers share processors
+/// it would only keep the others from working.
+const SPINS: u32 = 6000;
 
 /// Bits of a count of pieces.
 const PIECES: u32 = 24;
@@ -172,11 +172,11 @@ impl Pool {
             let text = format!("{threads} threads; at most {MAX_THREADS} are possible");
             return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, text));
         }
-        let (between_runs, within) = if threads > topology.parallelism { (0, 0) } else { SPINS };
+        let spins = if threads > topology.parallelism { 0 } else { SPINS };
         let shared = Arc::new(Shared {
             threads,
-            outer: Barrier::new(threads, between_runs),
-            inner: Barrier::new(threads, within),
+            outer: Barrier::new(threads, spins),
+            inner: Barrier::new(threads, spins),
             claimed: (0..threads).map(|_| Apart::default()).collect(),
             phase: AtomicU64::new(0),
             quit: AtomicBool::new(false),
