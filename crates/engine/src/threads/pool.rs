@@ -36,7 +36,7 @@ impl Default for PoolOptions {
 /// More workers than this are refused: no machine gains from them, and each costs a stack.
 pub const MAX_THREADS: usize = 512;
 
-/// How often a worker looks whether the others have come before it sleeps: one or two hundred microseconds. Where workers share processors
+/// How often a worker looks whether the others have come before it sleeps: one to three hundred microseconds. Where workers share processors
 /// it would only keep the others from working.
 const SPINS: u32 = 6000;
 
