@@ -3,6 +3,7 @@
 use crate::args::SynthArgs;
 use crate::failure::Failure;
 use crate::output;
+use nexaquant_engine::gguf::TensorType;
 use nexaquant_engine::synth::{Shape, SynthError, format, synthesize};
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -21,9 +22,7 @@ pub fn synth(args: &SynthArgs) -> Result<(), Failure> {
     let file =
         File::create(&part).map_err(|error| Failure::Input(format!("cannot create {path}: {error}")))?;
     let start = Instant::now();
-    // Written in large pieces, so that the system can cache them in huge pages.
-    let written = synthesize(&shape, format, args.seed, BufWriter::with_capacity(16 << 20, file))
-        .and_then(|mut out| out.flush().map_err(|error| SynthError::Write(error.into())))
+    let written = write(&shape, format, args.seed, file)
         .and_then(|()| std::fs::rename(&part, &args.output).map_err(|error| SynthError::Write(error.into())));
     if let Err(error) = written {
         let _ = std::fs::remove_file(&part);
@@ -33,4 +32,10 @@ pub fn synth(args: &SynthArgs) -> Result<(), Failure> {
     let seconds = start.elapsed().as_secs_f64();
     let speed = bytes as f64 / seconds / 1e9;
     output::print(&format!("{path}: {} in {seconds:.1} s, {speed:.2} GB/s\n", output::bytes(bytes)))
+}
+
+/// Writes a random model in large pieces, so that the system can cache them in huge pages.
+pub fn write(shape: &Shape, ternary: TensorType, seed: u64, file: File) -> Result<(), SynthError> {
+    let mut out = synthesize(shape, ternary, seed, BufWriter::with_capacity(16 << 20, file))?;
+    out.flush().map_err(|error| SynthError::Write(error.into()))
 }

@@ -422,10 +422,6 @@ impl Bytes for Avx512 {
         unsafe { _mm512_sub_epi32(a, b) }
     }
     #[inline(always)]
-    unsafe fn bits_to_f(a: __m512i) -> __m512 {
-        unsafe { _mm512_castsi512_ps(a) }
-    }
-    #[inline(always)]
     unsafe fn bits_of_f(a: __m512) -> __m512i {
         unsafe { _mm512_castps_si512(a) }
     }

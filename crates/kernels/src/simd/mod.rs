@@ -205,8 +205,7 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn widen_i8(p: *const i8) -> Self::V;
     unsafe fn splat_i32(x: i32) -> Self::V;
     unsafe fn sub_i32(a: Self::V, b: Self::V) -> Self::V;
-    /// The same bits as f32 lanes, and back.
-    unsafe fn bits_to_f(a: Self::V) -> Self::F;
+    /// The bits of f32 lanes.
     unsafe fn bits_of_f(a: Self::F) -> Self::V;
     /// 16 rows of four times 16 bytes, which begin `A`, `B`, `C` and `D` bytes behind their pointers, seen as a 16 x 16 matrix
     /// of 32-bit values: its transpose.

@@ -35,6 +35,7 @@ struct Line {
 pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
     let mut lines = Vec::new();
     let mut add = |name, value: Option<f64>, unit, of: String| lines.push(Line { name, value, unit, of });
+    let mean = |times: &[f64]| times.iter().sum::<f64>() / times.len() as f64;
     let spread = |times: &[f64]| {
         let middle = quantile(times, 0.5);
         (quantile(times, 0.99) - middle) / middle
@@ -44,22 +45,22 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
     let system = System::here();
     let before = system.anonymous_memory();
     let name = &args.model;
-    let mut subject = Subject::open(&models::find(name)?, args.generate as usize)?;
-    let (layers, threads) = (subject.model.architecture().hparams.layers.len(), subject.pool.threads());
-    subject.answer()?;
-    let (after, asked_for) = (system.anonymous_memory(), subject.session.bytes() as u64);
+    let mut answerer = Answerer::open(&models::find(name)?, args.generate as usize)?;
+    let (layers, threads) = (answerer.model.architecture().hparams.layers.len(), answerer.pool.threads());
+    answerer.answer()?;
+    let (after, asked_for) = (system.anonymous_memory(), answerer.session.bytes() as u64);
     let mut runs = Vec::new();
     let mut alone = Vec::new();
     for _ in 0..args.repeat {
-        let times = subject.answer()?;
-        runs.push(times.iter().sum::<f64>() * 1e3 / times.len() as f64);
+        let times = answerer.answer()?;
+        runs.push(mean(&times) * 1e3);
         // The first pass is the prompt's.
         alone.extend_from_slice(&times[1..]);
     }
     let (best, middle) = (runs.iter().copied().fold(f64::INFINITY, f64::min), median(runs));
     let shape = format!(
         "{name}, {} of weights a token, {} runs of {} tokens, greedy, {threads} threads; prompt, sampling and text included",
-        bytes(subject.model.weight_bytes_per_token()),
+        bytes(answerer.model.weight_bytes_per_token()),
         args.repeat,
         args.generate
     );
@@ -74,7 +75,7 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
     );
 
     let pass = quantile(&alone, 0.5);
-    let spins = spin(&mut subject.pool, pass, alone.len());
+    let spins = spin(&mut answerer.pool, pass, alone.len());
     add(
         "jitter alone",
         Some(spread(&alone)),
@@ -88,8 +89,8 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
         "the same of a loop that only counts for as long, on the same threads".to_owned(),
     );
     let (loaded, spins) = under_load(processors, || -> Result<_, Failure> {
-        let times = subject.answer()?[1..].to_vec();
-        let spins = spin(&mut subject.pool, pass, times.len());
+        let times = answerer.answer()?[1..].to_vec();
+        let spins = spin(&mut answerer.pool, pass, times.len());
         Ok((times, spins))
     })?;
     let load = format!("{processors} threads that compute without end, one a processor");
@@ -105,7 +106,6 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
         "",
         format!("the counting loop beside {load}"),
     );
-    let mean = |times: &[f64]| times.iter().sum::<f64>() / times.len() as f64;
     add(
         "speed under load, of a fair share",
         Some(2.0 * mean(&alone) / mean(&loaded)),
@@ -114,14 +114,14 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
     );
 
     let held = before.zip(after).map(|(before, after)| after.saturating_sub(before));
-    let weights = subject.model.weight_bytes_per_token();
+    let weights = answerer.model.weight_bytes_per_token();
     let what = format!(
         "anonymous memory that one run of {name} added: cache and activations ({} asked for), tokenizer, threads; its weights are {}",
         bytes(asked_for),
         bytes(weights)
     );
     add("memory beyond the mapped weights", held.map(|held| held as f64 / 1e6), "MB", what);
-    drop(subject);
+    drop(answerer);
 
     kernel_lines(&mut add)?;
     m3_lines(&mut add)?;
@@ -152,7 +152,7 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
 }
 
 /// A model as `nexaquant run` has it.
-struct Subject {
+struct Answerer {
     model: Model,
     pool: Pool,
     session: Session,
@@ -160,7 +160,7 @@ struct Subject {
     tokens: usize,
 }
 
-impl Subject {
+impl Answerer {
     fn open(source: &Source, tokens: usize) -> Result<Self, Failure> {
         let model = engine::load_source(source, LoadOptions::default())?;
         let pool = Pool::new(PoolOptions::default()).map_err(|error| engine::threads(&error))?;

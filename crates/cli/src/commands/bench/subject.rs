@@ -1,12 +1,12 @@
 //! What is measured: a model of a file, or a random one that is written for this run and gone after it.
 
+use crate::commands::synth;
 use crate::engine;
 use crate::failure::Failure;
 use crate::models;
-use nexaquant_engine::synth::{Shape, SynthError, format, synthesize};
+use nexaquant_engine::synth::{Shape, format};
 use nexaquant_engine::{LoadOptions, Model};
 use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
 /// A model by the name it was asked for.
@@ -48,10 +48,7 @@ impl Subject {
         };
         let file = File::create_new(&path).map_err(|error| fail(&error))?;
         let removed = Removed(path.clone());
-        // Written in large pieces, so that the system can cache them in huge pages.
-        synthesize(&shape, ty, 0, BufWriter::with_capacity(16 << 20, file))
-            .and_then(|mut out| out.flush().map_err(|error| SynthError::Write(error.into())))
-            .map_err(|error| fail(&error))?;
+        synth::write(&shape, ty, 0, file).map_err(|error| fail(&error))?;
         let model = engine::load_source(&models::Source::File(path.clone()), load)?;
         // What is open stays readable without a name, so that nothing is left behind even by a run that is killed.
         #[cfg(unix)]

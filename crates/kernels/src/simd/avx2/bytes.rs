@@ -381,10 +381,6 @@ impl Bytes for Avx2 {
         both!(_mm256_sub_epi32, a, b)
     }
     #[inline(always)]
-    unsafe fn bits_to_f(a: Self::V) -> Self::F {
-        unsafe { (_mm256_castsi256_ps(a.0), _mm256_castsi256_ps(a.1)) }
-    }
-    #[inline(always)]
     unsafe fn bits_of_f(a: Self::F) -> Self::V {
         unsafe { (_mm256_castps_si256(a.0), _mm256_castps_si256(a.1)) }
     }
