@@ -227,6 +227,12 @@ impl Scratch {
         Ok(())
     }
 
+    /// The row of slot `Norm`, and of the records in `acts`, that is a worker's own in a step of one token: as far from the others' as
+    /// can be, since what a processor fetches beyond the lines it reads would be taken from a neighbour who writes them.
+    pub(crate) fn own_row(&self, worker: usize) -> usize {
+        worker * (self.rows / self.threads)
+    }
+
     pub(crate) fn slot(&self, slot: Slot) -> &Buffer {
         &self.slots[slot as usize]
     }

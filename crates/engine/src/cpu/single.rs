@@ -35,7 +35,7 @@ impl Step<'_> {
             }
             let mut done = 1;
             match op {
-                _ if private => self.token_op(op, t, worker.id(), place),
+                _ if private => self.token_op(op, t, self.scratch.own_row(worker.id()), place),
                 _ if heads > 0 => {
                     self.attention(worker, &which, &ops[heads], &ops[..heads], place);
                     done = heads + 1;
@@ -53,7 +53,7 @@ impl Step<'_> {
                 }
                 op => {
                     if !worker.share(1).is_empty() {
-                        self.token_op(op, t, worker.id(), place);
+                        self.token_op(op, t, self.scratch.own_row(worker.id()), place);
                     }
                 }
             }
@@ -73,11 +73,12 @@ impl Step<'_> {
     ) {
         let which = t..t + 1;
         let inputs = self.inputs(input, products);
-        let row = if input.slot == Slot::Norm { worker.id() } else { t };
-        self.quantize(&inputs, worker.id(), row);
+        let own = self.scratch.own_row(worker.id());
+        let row = if input.slot == Slot::Norm { own } else { t };
+        self.quantize(&inputs, own, row);
         let product = |p: &Product, rows: Range<usize>| {
             // SAFETY: the record is this worker's own; the input is, too, or was written before the last barrier.
-            let acts = unsafe { self.acts(&inputs, p, worker.id(), &(row..row + 1)) };
+            let acts = unsafe { self.acts(&inputs, p, own, &(row..row + 1)) };
             self.product(p, rows, &acts, &which, place);
         };
         let total = gated.map_or_else(|| products.iter().map(|p| p.out.width).sum(), |g| g.views.0.width);
