@@ -81,28 +81,6 @@ pub(crate) trait Ternary: Blocks {
     unsafe fn four<S: Bytes>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]);
 }
 
-/// One row of [`Ternary::four`], step by step.
-///
-/// # Safety
-/// As [`Ternary::four`].
-#[inline(always)]
-pub(super) unsafe fn row_of_planes<T: Ternary, S: Bytes>(row: &[u8], q: *const i8) -> (S::V, u16) {
-    // SAFETY: the columns are padded to 256 values, so every step has its four loads; the rest by the caller.
-    unsafe {
-        let (mut lanes, mut differ) = ([S::zero_v(); 4], 0);
-        for (i, step) in row.chunks(T::STEP).enumerate() {
-            prefetch(step.as_ptr().wrapping_add(AHEAD));
-            differ |= T::scale_bits(step) ^ T::scale_bits(row);
-            let codes = T::planes::<S>(step);
-            for l in 0..4 {
-                let q = S::load_v(q.add(i * 256 + 64 * l).cast());
-                lanes[l] = S::dot_u8(lanes[l], codes[l], q);
-            }
-        }
-        (S::add_i32(S::add_i32(lanes[0], lanes[1]), S::add_i32(lanes[2], lanes[3])), differ)
-    }
-}
-
 /// [`Ternary::planes`] where a step is 64 bytes of two bits a code in planes of 32 bytes, 128 weights each.
 ///
 /// # Safety

@@ -12,9 +12,9 @@
 //!
 //! A byte is the number 0.t0 t1 t2 t3 t4 in base 3, times 256 and rounded up, so that multiplying by 3 moves
 //! a digit over the point. In vectors: one arrangement of a block's bytes per 64 elements, one power of three
-//! per 16-bit lane, and [`Bytes::digit3`].
+//! per 16-bit lane, and [`Bytes::digit3`]. A single column needs no digits at all ([`Tq1_0::products`]).
 
-use super::ternary::{Beside, Ternary, row_of_planes, ternarize, ternary_float};
+use super::ternary::{Beside, Ternary, ternarize, ternary_float};
 use super::{AHEAD, Blocks, f16_at, four_of};
 use crate::acts::Grain;
 use crate::format::Format;
@@ -143,18 +143,53 @@ unsafe fn nine<S: Bytes>(v: S::V, mask: S::V) -> S::V {
 }
 
 impl Tq1_0 {
-    /// One row of [`Ternary::four`].
+    /// [`Ternary::four`] by products of whole bytes, where they can be multiplied as unsigned ones.
+    ///
+    /// With x(0) a byte of the block and x(n + 1) = 3 x(n) % 256, three times x(n) is 256 times digit n plus x(n + 1). So the sum of
+    /// digit n times q is a 256th of 3 times that of x(n) q minus that of x(n + 1) q: two products and two additions for 64 digits,
+    /// none of which is ever singled out.
+    ///
+    /// # Safety
+    /// As [`Ternary::four`].
+    #[inline(always)]
+    unsafe fn products<S: Bytes>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]) {
+        // SAFETY: loads of weights end at byte 52 of a block, those of the column at value 256 of a step; the rest by the caller.
+        unsafe {
+            let (mut lanes, mut differ) = ([S::zero_v(); 4], [0; 4]);
+            for from in (0..rows[0].len()).step_by(EXACT * Self::BYTES) {
+                let (mut now, mut next) = ([S::sums_from(S::zero_v()); 4], [S::sums_from(S::zero_v()); 4]);
+                for at in (from..rows[0].len().min(from + EXACT * Self::BYTES)).step_by(Self::BYTES) {
+                    let q = by_digit::<S>(q.add(at / Self::BYTES * 256));
+                    four_of!(|r| {
+                        let block = &rows[r][at..][..Self::BYTES];
+                        prefetch(block.as_ptr().wrapping_add(AHEAD));
+                        differ[r] |= Self::scale_bits(block) ^ Self::scale_bits(rows[r]);
+                        let mut x = S::bits_of_f(S::load_n(block.as_ptr().cast(), 13));
+                        for q in q {
+                            S::sums_add_wide(&mut now[r], x, q);
+                            x = S::triple_u8(x);
+                            S::sums_add_wide(&mut next[r], x, q);
+                        }
+                    });
+                }
+                four_of!(|r| {
+                    let (now, next) = (S::sums_lanes(now[r]), S::sums_lanes(next[r]));
+                    let whole = S::sub_i32(S::add_i32(now, S::add_i32(now, now)), next);
+                    lanes[r] = S::add_i32(lanes[r], S::sar32::<8>(whole));
+                });
+            }
+            (lanes, differ)
+        }
+    }
+
+    /// One row of [`Ternary::four`] elsewhere.
     /// Two steps at a time, the second one in the upper halves: digits that move over the point one after the other need
-    /// additions and comparisons only. AVX-512 has more lanes to multiply in and is faster with planes.
+    /// additions and comparisons only.
     ///
     /// # Safety
     /// As [`Ternary::four`].
     #[inline(always)]
     unsafe fn row<S: Bytes>(row: &[u8], q: *const i8) -> (S::V, u16) {
-        if S::REGISTERS == 32 {
-            // SAFETY: by the caller.
-            return unsafe { row_of_planes::<Self, S>(row, q) };
-        }
         static ZEROS: [i8; 256] = [0; 256];
         // SAFETY: every load ends at byte 54 of a step or before, and inside 256 values of the column; the rest by the caller.
         unsafe {
@@ -231,6 +266,10 @@ impl Ternary for Tq1_0 {
     }
     #[inline(always)]
     unsafe fn four<S: Bytes>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]) {
+        if !S::SIGNED {
+            // SAFETY: passed on.
+            return unsafe { Self::products::<S>(rows, q) };
+        }
         // SAFETY: passed on.
         let [a, b, c, d] = four_of!(|r| unsafe { Self::row::<S>(rows[r], q) });
         ([a.0, b.0, c.0, d.0], [a.1, b.1, c.1, d.1])
@@ -255,6 +294,27 @@ impl Ternary for Tq1_0 {
             beside.next();
             digits::<S>(&turned[6..13], 6, to);
         }
+    }
+}
+
+/// Blocks after which 256 times the sum of a lane, 20 digits times q a block, still fits 32 bits.
+const EXACT: usize = 1 << 10;
+
+/// The 256 values at `q` as [`Tq1_0::products`] needs them: for each digit, what it meets in each of the first 52 bytes of a block.
+///
+/// # Safety
+/// `S` is enabled, and the column has these values.
+#[inline(always)]
+unsafe fn by_digit<S: Bytes>(q: *const i8) -> [S::V; 5] {
+    static NONE: [u8; 4] = [0; 4];
+    // SAFETY: by the caller: 32, 16 and 4 neighbours that begin at places of the step. Bytes of the last kind have four digits.
+    unsafe {
+        let mut all = [S::zero_v(); 5];
+        for (n, v) in all.iter_mut().enumerate() {
+            let at = |byte| q.add(Grain::Column.place(element(byte, n))).cast::<u8>();
+            *v = S::load_52(at(0), at(32), if n < 4 { at(48) } else { NONE.as_ptr() });
+        }
+        all
     }
 }
 
@@ -284,3 +344,32 @@ unsafe fn digits<S: Bytes>(turned: &[S::V], first: usize, to: *mut u8) {
 }
 
 ternary_float!(Tq1_0);
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::EXACT;
+    use crate::{Acts, BoundKernel, Format, I8Cols, Isa, Layout, Line, Mode, Ops, Out, Weights};
+
+    /// Rows of so many blocks that 256 times a lane's sum does not fit 32 bits.
+    #[test]
+    fn sums_of_long_rows_are_exact() {
+        let format = Format::by_name("TQ1_0").unwrap();
+        let cols = 256 * (2 * EXACT + 3);
+        let mut bytes = vec![0; format.tensor_bytes(1, cols).unwrap()];
+        for w in [1.0, -1.0] {
+            format.quantize(&vec![w; cols], cols, &mut bytes);
+            let weights = Weights::new(format, &bytes, 1, cols).unwrap();
+            for isa in Isa::available() {
+                let kernel = BoundKernel::new(format, Mode::Int8, isa).unwrap();
+                let layout = Layout { cols, grain: kernel.grain().unwrap() };
+                let mut lines = vec![Line([0; 64]); layout.record_bytes() / 64];
+                Ops::new(isa).unwrap().quantize(&vec![127.0; cols], layout, &mut lines);
+                let (acts, mut y) = (Acts::I8(I8Cols::new(&lines, layout, 1)), [0.0]);
+                kernel.run(&weights, &acts, Out::new(&mut y, 1, 0, 1, 1));
+                // A multiple of 256 and below 2^27, so exact as f32.
+                assert_eq!(f64::from(y[0]), f64::from(w) * 127.0 * cols as f64, "{isa}");
+            }
+        }
+    }
+}

@@ -17,6 +17,16 @@ fn first(n: usize) -> u16 {
     ((1u32 << n) - 1) as u16
 }
 
+/// The same, of which the compiler knows nothing.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn opaque(mut v: __m512i) -> __m512i {
+    unsafe {
+        std::arch::asm!("/* {0} */", inout(zmm_reg) v, options(pure, nomem, nostack, preserves_flags));
+    }
+    v
+}
+
 impl Lanes for Avx512 {
     type F = __m512;
     type D = __m512d;
@@ -210,6 +220,14 @@ impl Bytes for Avx512 {
         unsafe { _mm512_zextsi256_si512(_mm256_loadu_si256(p.cast())) }
     }
     #[inline(always)]
+    unsafe fn load_52(a: *const u8, b: *const u8, c: *const u8) -> __m512i {
+        unsafe {
+            let v = _mm512_zextsi256_si512(_mm256_loadu_si256(a.cast()));
+            let v = _mm512_mask_broadcast_i32x4(v, 0x0f00, _mm_loadu_si128(b.cast()));
+            _mm512_mask_set1_epi32(v, 0x1000, c.cast::<i32>().read_unaligned())
+        }
+    }
+    #[inline(always)]
     unsafe fn load_f16_every(p: *const u8, stride: usize, n: usize) -> __m512 {
         unsafe { _mm512_cvtph_ps(super::avx2::halves_every(p, stride, n)) }
     }
@@ -335,8 +353,17 @@ impl Bytes for Avx512 {
         unsafe { _mm512_slli_epi16::<N>(a) }
     }
     #[inline(always)]
+    unsafe fn sar32<const N: u32>(a: __m512i) -> __m512i {
+        unsafe { _mm512_srai_epi32::<N>(a) }
+    }
+    #[inline(always)]
     unsafe fn sub_u8(a: __m512i, b: __m512i) -> __m512i {
         unsafe { _mm512_sub_epi8(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn triple_u8(a: __m512i) -> __m512i {
+        // Of several in a row the compiler would make multiplications by powers of three, which take longer.
+        unsafe { opaque(_mm512_add_epi8(a, _mm512_add_epi8(a, a))) }
     }
     #[inline(always)]
     unsafe fn add_u8(a: __m512i, b: __m512i) -> __m512i {

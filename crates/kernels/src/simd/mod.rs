@@ -139,6 +139,8 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn load_quarters(a: *const u8, b: *const u8, c: *const u8, d: *const u8) -> Self::V;
     /// 32 bytes, then zeros.
     unsafe fn load_half(p: *const u8) -> Self::V;
+    /// 32 bytes from `a`, 16 from `b`, 4 from `c`, then zeros.
+    unsafe fn load_52(a: *const u8, b: *const u8, c: *const u8) -> Self::V;
     /// The halves at `p`, `p + stride` … as f32, `n <= 16` of them, zeros after; touches only those.
     unsafe fn load_f16_every(p: *const u8, stride: usize, n: usize) -> Self::F;
     /// Halves at 16 pointers, as f32.
@@ -172,8 +174,12 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn shl16<const N: u32>(a: Self::V) -> Self::V;
     /// Every 32-bit lane shifted left.
     unsafe fn shl32<const N: u32>(a: Self::V) -> Self::V;
+    /// Every 32-bit lane shifted right, its sign in.
+    unsafe fn sar32<const N: u32>(a: Self::V) -> Self::V;
     unsafe fn sub_u8(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn add_u8(a: Self::V, b: Self::V) -> Self::V;
+    /// Three times every byte, without what overflows.
+    unsafe fn triple_u8(a: Self::V) -> Self::V;
     unsafe fn add_i32(a: Self::V, b: Self::V) -> Self::V;
     /// Within each 16 bytes: byte i is byte `index[i] < 16` of them, and 0 where the index is 0x80.
     unsafe fn shuffle16(a: Self::V, index: Self::V) -> Self::V;

@@ -129,6 +129,13 @@ impl Bytes for Avx2 {
         unsafe { (_mm256_loadu_si256(p.cast()), _mm256_setzero_si256()) }
     }
     #[inline(always)]
+    unsafe fn load_52(a: *const u8, b: *const u8, c: *const u8) -> Self::V {
+        unsafe {
+            let last = _mm_cvtsi32_si128(c.cast::<i32>().read_unaligned());
+            (_mm256_loadu_si256(a.cast()), _mm256_setr_m128i(_mm_loadu_si128(b.cast()), last))
+        }
+    }
+    #[inline(always)]
     unsafe fn load_f16_every(p: *const u8, stride: usize, n: usize) -> Self::F {
         unsafe {
             let h = halves_every(p, stride, n);
@@ -249,6 +256,13 @@ impl Bytes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn sar32<const N: u32>(a: Self::V) -> Self::V {
+        unsafe {
+            let n = _mm_cvtsi32_si128(N as i32);
+            (_mm256_sra_epi32(a.0, n), _mm256_sra_epi32(a.1, n))
+        }
+    }
+    #[inline(always)]
     unsafe fn shr16<const N: u32>(a: Self::V) -> Self::V {
         unsafe {
             let n = _mm_cvtsi32_si128(N as i32);
@@ -265,6 +279,10 @@ impl Bytes for Avx2 {
     #[inline(always)]
     unsafe fn sub_u8(a: Self::V, b: Self::V) -> Self::V {
         both!(_mm256_sub_epi8, a, b)
+    }
+    #[inline(always)]
+    unsafe fn triple_u8(a: Self::V) -> Self::V {
+        unsafe { Self::add_u8(a, Self::add_u8(a, a)) }
     }
     #[inline(always)]
     unsafe fn add_u8(a: Self::V, b: Self::V) -> Self::V {
