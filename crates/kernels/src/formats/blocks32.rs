@@ -110,6 +110,9 @@ impl<T: Block32> Scaled for In32<T> {
         let rows = rows.map(|row| row.wrapping_add(from * T::BYTES));
         // SAFETY: the caller's promises, passed on.
         unsafe {
+            if runs == 8 {
+                return eight::<T, S>(rows, from, x);
+            }
             let mut acc = [S::zero(); 4];
             for b in (0..runs / 16 * 16).step_by(16) {
                 for (acc, row) in acc.iter_mut().zip(rows) {
@@ -168,6 +171,42 @@ unsafe fn sixteen<T: Block32, S: Bytes>(acc: S::F, blocks: *const u8, b: usize, 
             return S::fma(S::to_f32(of_q), S::mul(m, s), acc);
         }
         acc
+    }
+}
+
+/// What `section` returns for 8 runs of four rows, the first of which is number `b`: two rows in a vector.
+///
+/// # Safety
+/// `S` is enabled; the blocks are readable, and the column covers them.
+#[inline(always)]
+unsafe fn eight<T: Block32, S: Bytes>(rows: [*const u8; 4], b: usize, x: Column<'_>) -> [f32; 4] {
+    let (q, s) = (x.q[b * 32..][..256].as_ptr(), x.scales[b..][..8].as_ptr());
+    let of_q = x.sums[b..][..8].as_ptr().cast();
+    // SAFETY: by the caller; lengths were just checked.
+    unsafe {
+        let s = S::load_rows([s, s.add(4), s, s.add(4)]);
+        let of_q = S::load_halves(of_q, of_q);
+        let mut acc = [S::zero(); 2];
+        for (two, acc) in acc.iter_mut().enumerate() {
+            let row = |r: usize, j: usize| rows[2 * two + r].wrapping_add(j * T::BYTES);
+            let mut quads = [S::quad::<true>(S::zero_v(), S::zero_v()); 4];
+            for (i, quad) in quads.iter_mut().enumerate() {
+                let (r, j) = (i / 2, i % 2 * 4);
+                *quad =
+                    quad_of::<T, S>([row(r, j), row(r, j + 1), row(r, j + 2), row(r, j + 3)], q.add(j * 32));
+            }
+            let sums = signed::<T, S>(quads, of_q);
+            let mut at = [std::ptr::null(); 16];
+            for (i, at) in at.iter_mut().enumerate() {
+                *at = row(i / 8, i % 8);
+            }
+            *acc = S::fma(S::to_f32(sums), S::mul(S::load_f16_each(&at), s), *acc);
+            if T::MIN {
+                let m = S::load_f16_each(&at.map(|at| at.wrapping_add(2)));
+                *acc = S::fma(S::to_f32(of_q), S::mul(m, s), *acc);
+            }
+        }
+        S::reduce_halves(acc)
     }
 }
 

@@ -130,7 +130,9 @@ impl Quarters {
             out[4 * i..][..4].copy_from_slice(&y);
         } else {
             let at = self.rows(i);
-            four_of!(|r| out[at[r]] = y[r]);
+            assert!(out.len() == self.rows);
+            // SAFETY: `rows` gives numbers below the count of rows.
+            four_of!(|r| unsafe { *out.get_unchecked_mut(at[r]) = y[r] });
         }
     }
     /// Asks for the beginning of each quarter, for which nobody has asked yet, if the rows have so many bytes that they may come from memory.

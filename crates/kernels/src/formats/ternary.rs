@@ -350,10 +350,15 @@ unsafe fn by_four<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>, c: usize, n: us
         quarters.begin(call.weights, n);
         for i in 0..quarters.groups() {
             let at = quarters.rows(i);
-            let rows = four_of!(|r| &call.weights[at[r] * n..][..n]);
+            let rows = four_of!(|r| std::slice::from_raw_parts(call.weights.as_ptr().add(at[r] * n), n));
             let (lanes, differ) = T::four::<S>(rows, x.q.as_ptr());
             let d = four_of!(|r| T::scale_bits(rows[r]));
-            let mut four = S::scaled_sums4(lanes, x.sums[0], d, scale);
+            // Lanes of a single step have at most 16 codes times q: 6096.
+            let mut four = if n == T::STEP {
+                S::scaled_sums4::<true>(lanes, x.sums[0], d, scale)
+            } else {
+                S::scaled_sums4::<false>(lanes, x.sums[0], d, scale)
+            };
             if differ != [0; 4] {
                 for r in 0..4 {
                     [four[r]] = T::simd::<S, 1>(rows[r], call.scale, &[x]);

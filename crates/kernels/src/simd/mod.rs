@@ -155,6 +155,8 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn repeat(p: *const f32) -> Self::F;
     /// Lane 4 r + j of vector g is number 4 g + j of row r: of each row the tree of [`Lanes::reduce_add`].
     unsafe fn fold_rows(v: [Self::F; 4]) -> [f32; 4];
+    /// Of lanes 0..8 and of lanes 8..16 of both: l + l+4, l + l+2, l + l+1.
+    unsafe fn reduce_halves(v: [Self::F; 2]) -> [f32; 4];
     /// 16 bytes, each to its four 2-bit fields: byte 4i + j is `p[i] >> 2j & 3`.
     unsafe fn spread2(p: *const u8) -> Self::V;
     /// The same 32 bytes in both halves, the second shifted right by `N` as 16-bit lanes; mask the bytes afterwards.
@@ -249,8 +251,14 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn planes_carry(sums: &mut Self::Planes);
     /// i32 lanes whose total is the sum of all that was added; after `planes_carry`. Exact for up to 2^22 codes.
     unsafe fn planes_sum<const HIGH_FIRST: bool>(sums: Self::Planes) -> Self::V;
-    /// For four vectors v with scales d (halves): fma((sum of v's i32 lanes - minus) as f32, d, 0) * scale.
-    unsafe fn scaled_sums4(lanes: [Self::V; 4], minus: i32, d: [u16; 4], scale: f32) -> [f32; 4];
+    /// For four vectors v with scales d (halves): fma((sum of v's i32 lanes - minus) as f32, d, 0) * scale. If `NARROW`, the sums of
+    /// two neighbouring lanes fit 16 bits.
+    unsafe fn scaled_sums4<const NARROW: bool>(
+        lanes: [Self::V; 4],
+        minus: i32,
+        d: [u16; 4],
+        scale: f32,
+    ) -> [f32; 4];
 
     /// Sums of lanes by steps. A vector has two runs: lanes 0..8 are one, 8..16 the next.
     type Quad: Copy;

@@ -77,10 +77,15 @@ pub fn run(kernel: BoundKernel, w: &Weights<'_>, x: &[f32], n: usize) -> Vec<f32
     (0..n).flat_map(|c| buffer[c * stride + 3..][..rows].to_vec()).collect()
 }
 
-/// Row lengths worth trying: one block, one more, a long row, one that is no multiple of 256 where possible.
+/// Row lengths worth trying: one block, one more, eight (which some kernels take two rows at a time), a long row, one that is no
+/// multiple of 256 where possible, and of small blocks eight more than a section.
 pub fn lengths(format: &Format) -> Vec<usize> {
     let b = format.block;
-    let mut v = vec![b, 2 * b, 3 * b, 2048_usize.next_multiple_of(b), 2048_usize.next_multiple_of(b) + b];
+    let mut v =
+        vec![b, 2 * b, 3 * b, 8 * b, 2048_usize.next_multiple_of(b), 2048_usize.next_multiple_of(b) + b];
+    if b == 32 {
+        v.push(4096 + 8 * b);
+    }
     if b == 1 {
         v.extend([5, 15, 17, 31, 33, 100]);
     }

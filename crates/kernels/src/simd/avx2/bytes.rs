@@ -189,6 +189,10 @@ impl Bytes for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn reduce_halves([a, b]: [Self::F; 2]) -> [f32; 4] {
+        unsafe { super::reduce_add4_8([a.0, a.1, b.0, b.1]) }
+    }
+    #[inline(always)]
     unsafe fn spread2(p: *const u8) -> Self::V {
         unsafe {
             // In a 32-bit lane with byte b: b | b << 6 | b << 12 | b << 18 has field j at bit 8j.
@@ -514,7 +518,12 @@ impl Bytes for Avx2 {
         sums.wide
     }
     #[inline(always)]
-    unsafe fn scaled_sums4(lanes: [Self::V; 4], minus: i32, ds: [u16; 4], scale: f32) -> [f32; 4] {
+    unsafe fn scaled_sums4<const NARROW: bool>(
+        lanes: [Self::V; 4],
+        minus: i32,
+        ds: [u16; 4],
+        scale: f32,
+    ) -> [f32; 4] {
         unsafe {
             let [a, b, c, d] = lanes.map(|v| _mm256_add_epi32(v.0, v.1));
             scaled4(_mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d)), minus, ds, scale)
