@@ -157,18 +157,26 @@ impl<P: KvPages> Attend<'_, P> {
     #[inline(always)]
     unsafe fn score<L: Lanes, E: Element>(&mut self, blocks: &Range<usize>) {
         let (dim, bytes) = (self.with.head_dim, KEYS * self.row_bytes);
-        for page in blocks.start / P::POSITIONS..blocks.end.div_ceil(P::POSITIONS) {
+        let pages = blocks.start / P::POSITIONS..blocks.end.div_ceil(P::POSITIONS);
+        for page in pages.clone() {
             let (keys, start) = (self.with.pages.keys(page), page * P::POSITIONS);
             let here = blocks.start.max(start)..blocks.end.min(start + P::POSITIONS);
+            if page == pages.start {
+                prefetch_all(&keys[(here.start - start) / KEYS * bytes..(here.end - start) / KEYS * bytes]);
+            }
+            let next = if page + 1 < pages.end { self.with.pages.keys(page + 1) } else { &[] };
             for at in here.step_by(KEYS) {
-                let (block, next) = keys[(at - start) / KEYS * bytes..].split_at(bytes);
-                if at == blocks.start {
-                    prefetch_all(block);
+                let place = (at - start) / KEYS * bytes..(at - start) / KEYS * bytes + bytes;
+                // The same block of the next page.
+                if at + P::POSITIONS < blocks.end {
+                    prefetch_all(&next[place.clone()]);
                 }
-                prefetch_all(&next[..next.len().min(if at + KEYS < blocks.end { bytes } else { 0 })]);
                 let scores = &mut self.scores[at - blocks.start..];
+                let scale = self.with.scale;
                 // SAFETY: `L` is enabled by the caller; the block has keys of `dim` values.
-                unsafe { keys::score::<L, E>(block, dim, self.heads, self.with.scale, scores, blocks.len()) };
+                unsafe {
+                    keys::score::<L, E>(&keys[place], dim, self.heads, scale, scores, blocks.len());
+                }
             }
         }
     }
@@ -190,6 +198,11 @@ impl<P: KvPages> Attend<'_, P> {
         for page in rows.start / P::POSITIONS..rows.end.div_ceil(P::POSITIONS) {
             let (values, start) = (self.with.pages.values(page), page * P::POSITIONS);
             let here = rows.start.max(start)..rows.end.min(start + P::POSITIONS);
+            if here.end < rows.end {
+                let next = &self.with.pages.values(page + 1)
+                    [..(rows.end - here.end).min(P::POSITIONS) * self.row_bytes];
+                prefetch_all(&next[..next.len().min(VALUES_AHEAD)]);
+            }
             let p = &scores[here.start - blocks.start..];
             let values = &values[(here.start - start) * self.row_bytes..(here.end - start) * self.row_bytes];
             let each = (VALUES_AHEAD / self.row_bytes).max(1);
