@@ -130,8 +130,8 @@ impl Quarters {
             out[4 * i..][..4].copy_from_slice(&y);
         } else {
             let at = self.rows(i);
-            assert!(out.len() == self.rows);
-            // SAFETY: `rows` gives numbers below the count of rows.
+            assert!(i < self.rows / 4 && out.len() == self.rows);
+            // SAFETY: the rows of a whole group are below their count.
             four_of!(|r| unsafe { *out.get_unchecked_mut(at[r]) = y[r] });
         }
     }

@@ -17,7 +17,7 @@ fn first(n: usize) -> u16 {
     ((1u32 << n) - 1) as u16
 }
 
-/// The same, of which the compiler knows nothing.
+/// The same vector, of which the compiler knows nothing.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn opaque(mut v: __m512i) -> __m512i {
