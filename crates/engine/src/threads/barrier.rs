@@ -65,9 +65,9 @@ impl Barrier {
         own.store(round, Release);
         // Either that is seen by a thread about to sleep, or its registration as a sleeper is seen here.
         if self.fences_others {
-            compiler_fence(SeqCst)
+            compiler_fence(SeqCst);
         } else {
-            fence(SeqCst)
+            fence(SeqCst);
         }
         if self.sleepers.load(Relaxed) > 0 {
             self.wake_all();

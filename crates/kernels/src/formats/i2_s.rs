@@ -80,7 +80,7 @@ impl Ternary for I2S {
         unsafe { two_bit_sixteen::<Self, S, B, true>(rows, at, half, to, beside) }
     }
     #[inline(always)]
-    unsafe fn four<S: Bytes>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]) {
+    unsafe fn four<S: Bytes, const ARRANGED: bool>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]) {
         // SAFETY: as above; the rest by the caller.
         unsafe { two_bit_four::<Self, S, true>(rows, q) }
     }

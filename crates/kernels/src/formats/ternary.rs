@@ -22,11 +22,12 @@ use super::{
     AHEAD, Blocks, Column, FloatRow, Int8Row, Quarters, four_of, int8_rows, many_columns_kernels, row_bytes,
     ternary_kernels, tile,
 };
-use crate::acts::{Acts, Grain};
+use crate::acts::{Acts, Grain, Line};
 use crate::format::{Call, Format, Kernel};
 use crate::isa::Isa;
 use crate::simd::scalar::Scalar;
 use crate::simd::{Bytes, Lanes, prefetch};
+use std::mem::MaybeUninit;
 
 /// Something else to do while rows are unpacked, a little at a time, for a processor that can do both at once.
 pub(crate) trait Beside {
@@ -73,12 +74,21 @@ pub(crate) trait Ternary: Blocks {
         to: *mut u8,
         beside: &mut B,
     );
-    /// Of four rows of one length: i32 lanes whose total is the sum of code * q over the row, for a column at `q`; and the bits in
-    /// which scales of its blocks differ from the first one's.
+    /// Of four rows of one length: i32 lanes whose total is the sum of code * q over the row, for a column at `q`, or one that was
+    /// arranged; and the bits in which scales of its blocks differ from the first one's.
     ///
     /// # Safety
     /// `S` is enabled; rows are whole blocks; the column covers them.
-    unsafe fn four<S: Bytes>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]);
+    unsafe fn four<S: Bytes, const ARRANGED: bool>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]);
+    /// Vectors that a step of a column takes where [`four`](Self::four) would rather have it in another order; else none.
+    const ARRANGED: usize = 0;
+    /// Writes a step in that order.
+    ///
+    /// # Safety
+    /// `S` is enabled; 256 values are readable at `q`, and `to` has room.
+    unsafe fn arrange<S: Bytes>(_q: *const i8, _to: *mut u8) {
+        unreachable!("a format that takes columns as they are")
+    }
 }
 
 /// [`Ternary::planes`] where a step is 64 bytes of two bits a code in planes of 32 bytes, 128 weights each.
@@ -330,28 +340,50 @@ unsafe fn run_sums<T: Ternary, S: Bytes, const N: usize>(
 #[inline(always)]
 unsafe fn one_column<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>, c: usize) {
     let n = row_bytes::<T>(call.cols);
-    // SAFETY: the caller's promises, passed on.
+    let Acts::I8(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
+    let q = acts.q(c);
+    // SAFETY: the caller's promises, passed on. A column is as long as its steps.
     unsafe {
         // A length that the compiler knows makes rows of a single step much shorter.
-        if n == T::STEP { by_four::<T, S>(call, c, T::STEP) } else { by_four::<T, S>(call, c, n) }
+        if n == T::STEP {
+            return by_four::<T, S, false>(call, c, T::STEP, q.as_ptr());
+        }
+        if T::ARRANGED > 0 && !S::SIGNED && q.len() / 256 * T::ARRANGED <= ROOM && call.out.rows() >= WORTH {
+            let mut lines = [const { MaybeUninit::<Line>::uninit() }; ROOM];
+            for (q, to) in q.chunks_exact(256).zip(lines.chunks_exact_mut(T::ARRANGED)) {
+                T::arrange::<S>(q.as_ptr(), to.as_mut_ptr().cast());
+            }
+            return by_four::<T, S, true>(call, c, n, lines.as_ptr().cast());
+        }
+        by_four::<T, S, false>(call, c, n, q.as_ptr());
     }
 }
 
-/// Column `c` times all rows of the call, `n` bytes each, four at a time.
+/// Vectors of a column that are arranged, on the stack; and rows for which it pays.
+const ROOM: usize = 160;
+const WORTH: usize = 32;
+
+/// Column `c`, which is at `q`, times all rows of the call, `n` bytes each, four at a time.
 #[inline(always)]
-unsafe fn by_four<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>, c: usize, n: usize) {
+unsafe fn by_four<T: Ternary, S: Bytes, const ARRANGED: bool>(
+    call: &mut Call<'_, '_>,
+    c: usize,
+    n: usize,
+    q: *const i8,
+) {
     let Acts::I8(acts) = call.acts else { unreachable!("checked by BoundKernel::run") };
     let x = Column::of(&acts, c);
     assert!(x.q.len() >= call.cols.next_multiple_of(256), "activation length");
     let (scale, out) = (x.scales[0] * call.scale, call.out.column(c));
+    assert!(call.weights.len() >= out.len() * n, "weights");
     let quarters = Quarters::new(out.len(), n);
-    // SAFETY: `S` is enabled by the caller; a row is whole blocks, and the column covers it, just checked.
+    // SAFETY: `S` is enabled by the caller; rows are inside the weights and the column covers them, just checked.
     unsafe {
         quarters.begin(call.weights, n);
         for i in 0..quarters.groups() {
             let at = quarters.rows(i);
             let rows = four_of!(|r| std::slice::from_raw_parts(call.weights.as_ptr().add(at[r] * n), n));
-            let (lanes, differ) = T::four::<S>(rows, x.q.as_ptr());
+            let (lanes, differ) = T::four::<S, ARRANGED>(rows, q);
             let d = four_of!(|r| T::scale_bits(rows[r]));
             // Lanes of a single step have at most 16 codes times q: 6096.
             let mut four = if n == T::STEP {

@@ -152,14 +152,22 @@ impl Tq1_0 {
     /// # Safety
     /// As [`Ternary::four`].
     #[inline(always)]
-    unsafe fn products<S: Bytes>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]) {
+    unsafe fn products<S: Bytes, const ARRANGED: bool>(
+        rows: [&[u8]; 4],
+        q: *const i8,
+    ) -> ([S::V; 4], [u16; 4]) {
         // SAFETY: loads of weights end at byte 52 of a block, those of the column at value 256 of a step; the rest by the caller.
         unsafe {
             let (mut lanes, mut differ) = ([S::zero_v(); 4], [0; 4]);
             for from in (0..rows[0].len()).step_by(EXACT * Self::BYTES) {
                 let (mut now, mut next) = ([S::sums_from(S::zero_v()); 4], [S::sums_from(S::zero_v()); 4]);
                 for at in (from..rows[0].len().min(from + EXACT * Self::BYTES)).step_by(Self::BYTES) {
-                    let q = by_digit::<S>(q.add(at / Self::BYTES * 256));
+                    let step = at / Self::BYTES;
+                    let q = if ARRANGED {
+                        arranged::<S>(q.add(step * Self::ARRANGED * 64))
+                    } else {
+                        by_digit::<S>(q.add(step * 256))
+                    };
                     four_of!(|r| {
                         let block = &rows[r][at..][..Self::BYTES];
                         prefetch(block.as_ptr().wrapping_add(AHEAD));
@@ -265,14 +273,24 @@ impl Ternary for Tq1_0 {
         }
     }
     #[inline(always)]
-    unsafe fn four<S: Bytes>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]) {
+    unsafe fn four<S: Bytes, const ARRANGED: bool>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]) {
         if !S::SIGNED {
             // SAFETY: passed on.
-            return unsafe { Self::products::<S>(rows, q) };
+            return unsafe { Self::products::<S, ARRANGED>(rows, q) };
         }
         // SAFETY: passed on.
         let [a, b, c, d] = four_of!(|r| unsafe { Self::row::<S>(rows[r], q) });
         ([a.0, b.0, c.0, d.0], [a.1, b.1, c.1, d.1])
+    }
+    const ARRANGED: usize = 5;
+    #[inline(always)]
+    unsafe fn arrange<S: Bytes>(q: *const i8, to: *mut u8) {
+        // SAFETY: by the caller.
+        unsafe {
+            for (n, v) in by_digit::<S>(q).into_iter().enumerate() {
+                S::store_v(to.add(n * 64), v);
+            }
+        }
     }
     /// Bytes change places, four at a time, a quarter of what their digits would be. Then digit after digit moves over the
     /// point, in the lower and in the upper bytes of 16-bit lanes.
@@ -313,6 +331,22 @@ unsafe fn by_digit<S: Bytes>(q: *const i8) -> [S::V; 5] {
         for (n, v) in all.iter_mut().enumerate() {
             let at = |byte| q.add(Grain::Column.place(element(byte, n))).cast::<u8>();
             *v = S::load_52(at(0), at(32), if n < 4 { at(48) } else { NONE.as_ptr() });
+        }
+        all
+    }
+}
+
+/// What [`Tq1_0::arrange`] has written.
+///
+/// # Safety
+/// `S` is enabled.
+#[inline(always)]
+unsafe fn arranged<S: Bytes>(q: *const i8) -> [S::V; 5] {
+    // SAFETY: by the caller.
+    unsafe {
+        let mut all = [S::zero_v(); 5];
+        for (n, v) in all.iter_mut().enumerate() {
+            *v = S::load_v(q.add(n * 64).cast());
         }
         all
     }

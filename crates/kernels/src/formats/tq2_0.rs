@@ -74,7 +74,7 @@ impl Ternary for Tq2_0 {
         unsafe { two_bit_sixteen::<Self, S, B, false>(rows, at, half, to, beside) }
     }
     #[inline(always)]
-    unsafe fn four<S: Bytes>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]) {
+    unsafe fn four<S: Bytes, const ARRANGED: bool>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]) {
         // SAFETY: as above; the rest by the caller.
         unsafe { two_bit_four::<Self, S, false>(rows, q) }
     }
