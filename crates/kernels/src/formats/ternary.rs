@@ -385,7 +385,7 @@ unsafe fn by_four<T: Ternary, S: Bytes, const ARRANGED: bool>(
             let rows = four_of!(|r| std::slice::from_raw_parts(call.weights.as_ptr().add(at[r] * n), n));
             let (lanes, differ) = T::four::<S, ARRANGED>(rows, q);
             let d = four_of!(|r| T::scale_bits(rows[r]));
-            // Lanes of a single step have at most 16 codes times q: 6096.
+            // A lane of a single step has at most 16 codes up to 3, or 20 up to 2, times q: 6096.
             let mut four = if n == T::STEP {
                 S::scaled_sums4::<true>(lanes, x.sums[0], d, scale)
             } else {

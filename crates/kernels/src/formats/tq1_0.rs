@@ -224,7 +224,7 @@ impl Tq1_0 {
                     let mut v = S::xor(S::load_halves(a, b), top);
                     for k in 0..5 {
                         add!(k, v);
-                        v = S::add_u8(v, S::add_u8(v, v));
+                        v = S::triple_u8(v);
                     }
                     let middle = S::load_quarters(a.add(32), a.add(32), b.add(32), b.add(32));
                     let mut v = triple::<S>(S::xor(middle, top), S::load_v(SECOND.as_ptr()));

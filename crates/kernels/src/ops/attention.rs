@@ -161,12 +161,13 @@ impl<P: KvPages> Attend<'_, P> {
         for page in pages.clone() {
             let (keys, start) = (self.with.pages.keys(page), page * P::POSITIONS);
             let here = blocks.start.max(start)..blocks.end.min(start + P::POSITIONS);
+            let byte = |position: usize| (position - start) / KEYS * bytes;
             if page == pages.start {
-                prefetch_all(&keys[(here.start - start) / KEYS * bytes..(here.end - start) / KEYS * bytes]);
+                prefetch_all(&keys[byte(here.start)..byte(here.end)]);
             }
             let next = if page + 1 < pages.end { self.with.pages.keys(page + 1) } else { &[] };
             for at in here.step_by(KEYS) {
-                let place = (at - start) / KEYS * bytes..(at - start) / KEYS * bytes + bytes;
+                let place = byte(at)..byte(at + KEYS);
                 // The same block of the next page.
                 if at + P::POSITIONS < blocks.end {
                     prefetch_all(&next[place.clone()]);
