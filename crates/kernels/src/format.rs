@@ -267,6 +267,10 @@ impl BoundKernel {
         };
         Some(Self { format, isa, grain, kernel: kernels[isa as usize] })
     }
+    /// The format of the rows.
+    pub fn format(&self) -> &'static Format {
+        self.format
+    }
     /// The grouping of int8 activations it wants; `None` when it takes floats.
     pub fn grain(&self) -> Option<Grain> {
         self.grain

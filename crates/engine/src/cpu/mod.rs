@@ -27,7 +27,7 @@ use crate::model::op::{Op, Product, Slot, View};
 use crate::threads::Worker;
 use crate::weights::{Place, WeightTable};
 use attention::before_attention;
-use nexaquant_kernels::{Activation, Acts, F32Cols, Grain, I8Cols, Isa, KEYS, Layout, Ops};
+use nexaquant_kernels::{Activation, Acts, F32Cols, Grain, I8Cols, KEYS, Layout, Ops};
 use scratch::{grains, record_lines};
 use std::ops::Range;
 
@@ -62,8 +62,8 @@ pub(crate) struct Step<'a> {
 /// Values of a product's output that one claim takes when there are many tokens: the rows stay in the inner cache while
 /// all tokens pass.
 const PREFILL_ROWS: usize = 64;
-/// The most that one takes where AMX multiplies: it reads the tokens from farther away, 32 at a time, so more rows should share
-/// each of them.
+/// The most that one takes where rows are unpacked: they pass the tokens, which come from farther away, some at a time, so more rows should
+/// share each of them; and what is asked for ahead is this claim's own.
 const TILE_ROWS: usize = 256;
 /// Values of the gate that one claim takes.
 const GLU_CHUNK: usize = 512;
@@ -252,7 +252,7 @@ impl Step<'_> {
             worker.barrier();
         }
         let total: usize = products.iter().map(|p| p.out.width).sum();
-        let tiles = products.iter().any(|p| self.weights.kernel(p.matrix).multiplies_with(n) == Isa::Amx);
+        let tiles = products.iter().any(|p| self.weights.kernel(p.matrix).format().ternary);
         // Some claims for each worker, so that they end together.
         let most = if tiles { TILE_ROWS } else { PREFILL_ROWS };
         let rows = (total / (4 * worker.threads())).next_multiple_of(PREFILL_ROWS).clamp(PREFILL_ROWS, most);

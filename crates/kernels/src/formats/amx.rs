@@ -15,7 +15,7 @@
 
 use super::row_bytes;
 use super::ternary::{Beside, Ternary, is_one_run};
-use super::tile::{ROWS, starts};
+use super::tile::{ROWS, ask_for_next, ask_for_results, share, starts};
 use crate::acts::{Acts, Line};
 use crate::format::Call;
 use crate::simd::amx::{self, COLUMNS, Shapes, Sums};
@@ -91,6 +91,7 @@ unsafe fn block<T: Ternary>(call: &mut Call<'_, '_>, first: usize, count: usize)
     let mut d = [[0f32; ROWS]; 2];
     let mut sums = MaybeUninit::<Sums>::uninit();
     let mut rows_at = [[std::ptr::null(); 16]; 2];
+    let mut bytes = call.weights;
     let (mut here, mut before) = (Place::default(), Place::default());
     // SAFETY: by the caller; each pointer is that of a row of the call, a step is read inside of it and multiplied after it was
     // unpacked; the columns cover the steps, just checked.
@@ -99,7 +100,7 @@ unsafe fn block<T: Ternary>(call: &mut Call<'_, '_>, first: usize, count: usize)
         for i in 0..=tiles * steps {
             if here.tile < tiles && here.step == 0 {
                 let top = here.tile * ROWS;
-                let bytes = &call.weights[top * n..(top + ROWS).min(rows) * n];
+                bytes = &call.weights[top * n..(top + ROWS).min(rows) * n];
                 rows_at = starts(bytes, n);
                 for (d, row) in d[here.tile % 2].iter_mut().zip(bytes.chunks_exact(n)) {
                     // Once for all columns, and a tile at a time: step by step the compiler gathers scales in vectors, which was
@@ -126,6 +127,11 @@ unsafe fn block<T: Ternary>(call: &mut Call<'_, '_>, first: usize, count: usize)
                         prefetch(row.wrapping_add(at + 2 * T::STEP - 3));
                     }
                     T::sixteen::<S, _>(&rows_at[half], at, n - at < T::STEP, to, &mut products);
+                }
+                let this = here.step..here.step + 1;
+                ask_for_results(call, first, here.tile * ROWS, share(2 * count, &this, steps));
+                if first == 0 {
+                    ask_for_next(bytes, share(bytes.len(), &this, steps));
                 }
                 here = here.next(steps);
             } else {

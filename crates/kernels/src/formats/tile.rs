@@ -3,7 +3,8 @@
 //! A tile is [`ROWS`] rows. A stretch of them, [`STEPS`] steps of 256 weights, is unpacked to codes whose order is
 //! `[4 weights][row][weight]`: a vector holds four weights of 16 rows, the four activations that meet them are the same
 //! in every lane, and each lane sums up a row, so that no lanes have to be added together. Codes of a stretch are in the innermost
-//! cache for as long as they are needed; sums of earlier stretches wait beside them, as integers.
+//! cache for as long as they are needed; sums of earlier stretches wait beside them, as integers. Meanwhile a little at a time is
+//! asked for of what comes from farther away: where results go, and the next tile's weights.
 //!
 //! The result has the bits that [`super::ternary`] defines, for rows of one run.
 
@@ -11,8 +12,9 @@ use super::row_bytes;
 use super::ternary::{Ternary, is_one_run};
 use crate::acts::{Acts, I8Cols, Line};
 use crate::format::Call;
-use crate::simd::{Bytes, CARRY, prefetch};
+use crate::simd::{Bytes, CARRY, prefetch_far, prefetch_write};
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 /// Columns from which on a tile pays.
 pub(super) const COLUMNS: usize = 4;
@@ -49,14 +51,13 @@ pub(super) unsafe fn multiply<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) -> 
         for (i, bytes) in call.weights[..call.out.rows() * n].chunks(ROWS * n).enumerate() {
             // SAFETY: `S` is enabled by the caller; a tile is whole rows.
             let Some(d) = (unsafe { scales::<T, S>(bytes, n) }) else { return false };
-            let tile = Tile { first: i * ROWS, rows: bytes.len() / n, d };
+            let tile = Tile { first: i * ROWS, rows: bytes.len() / n, d, bytes };
             for from in (0..steps).step_by(STEPS) {
                 let these = STEPS.min(steps - from);
                 // SAFETY: as above; the columns have all of the steps, checked above.
                 unsafe {
                     let codes = unpack::<T, S>(bytes, n, from, these, &mut codes);
-                    let last = (from + these == steps).then_some(&tile);
-                    pass::<S>(call, &some, codes, from * 256, &mut sums, last);
+                    pass::<S>(call, &some, codes, from..from + these, steps, &mut sums, &tile);
                 }
             }
         }
@@ -133,17 +134,18 @@ unsafe fn unpack<'c, T: Ternary, S: Bytes>(
     unsafe { std::slice::from_raw_parts(codes.as_ptr().cast(), codes.len()) }
 }
 
-/// Where the results of a tile go.
-struct Tile {
+/// A tile of rows, and where its results go.
+struct Tile<'a> {
     /// Rows of the call.
     first: usize,
     rows: usize,
     /// The scale of each.
     d: [f32; ROWS],
+    bytes: &'a [u8],
 }
 
-/// Adds what a stretch has, values from `at` on, to the sums of columns: as many at once, and vectors of 16 rows, as registers hold
-/// sums of. With the last stretch of a tile sums become results.
+/// Adds what a stretch, the steps `these` of all, has to the sums of columns: as many at once, and vectors of 16 rows, as registers
+/// hold sums of. With the last stretch of a tile sums become results.
 ///
 /// # Safety
 /// `S` is enabled; each column has values for all codes, and sums of earlier stretches.
@@ -152,39 +154,80 @@ unsafe fn pass<S: Bytes>(
     call: &mut Call<'_, '_>,
     some: &Together<'_>,
     codes: &[[Line; 2]],
-    at: usize,
+    these: Range<usize>,
+    steps: usize,
     sums: &mut Sums,
-    last: Option<&Tile>,
+    tile: &Tile<'_>,
 ) {
     let columns = &some.columns;
-    let (n, mut c) = (columns.n(), 0);
+    let (n, at, mut c) = (columns.n(), these.start * 256, 0);
+    // Where rows have one stretch alone, results are few and near.
+    let lines = if steps > STEPS { share(2 * at_once::<S>(usize::MAX), &these, steps) } else { 0..0 };
+    // Later columns find the next tile where the first ones left it.
+    let ahead = if some.first == 0 { share(tile.bytes.len(), &these, steps) } else { 0..0 };
+    let each = ahead.len().div_ceil(n);
     // SAFETY: by the caller; groups of four have three columns too many at most.
     unsafe {
         while c < n {
             let (q, sums) = (&some.q[c..], &mut sums[c..]);
-            let done = if S::REGISTERS == 32 {
-                // Fewer than 4 would wait for their own sums.
-                match n - c {
-                    12.. => group::<S, 12, 2>(codes, q, at, sums),
-                    8.. => group::<S, 8, 2>(codes, q, at, sums),
-                    _ => group::<S, 4, 2>(codes, q, at, sums),
-                }
-            } else {
-                match n - c {
-                    4.. => group::<S, 4, 1>(codes, q, at, sums),
-                    2.. => group::<S, 2, 1>(codes, q, at, sums),
-                    _ => group::<S, 1, 1>(codes, q, at, sums),
-                }
-            };
-            if let Some(tile) = last {
-                for (i, sums) in sums[..done.min(n - c)].iter().enumerate() {
+            let at_once = at_once::<S>(n - c);
+            let done = at_once.min(n - c);
+            ask_for_results(call, some.first + c, tile.first, lines.start..lines.end.min(2 * done));
+            match at_once {
+                12 => group::<S, 12, 2>(codes, q, at, sums),
+                8 => group::<S, 8, 2>(codes, q, at, sums),
+                4 if S::REGISTERS == 32 => group::<S, 4, 2>(codes, q, at, sums),
+                4 => group::<S, 4, 1>(codes, q, at, sums),
+                2 => group::<S, 2, 1>(codes, q, at, sums),
+                _ => group::<S, 1, 1>(codes, q, at, sums),
+            }
+            if these.end == steps {
+                for (i, sums) in sums[..done].iter().enumerate() {
                     let (minus, scale) = (columns.sums(c + i)[0], columns.scales(c + i)[0] * call.scale);
                     let out = &mut call.out.column(some.first + c + i)[tile.first..][..tile.rows];
                     results::<S>(tile, sums.assume_init_ref(), minus, scale, out);
                 }
             }
+            let these = ahead.start + each * c..ahead.end.min(ahead.start + each * (c + done));
+            ask_for_next(tile.bytes, these);
             c += done;
         }
+    }
+}
+
+/// The part of so many things that the steps `these` of all have.
+#[inline(always)]
+pub(super) fn share(things: usize, these: &Range<usize>, steps: usize) -> Range<usize> {
+    things * these.start / steps..things * these.end / steps
+}
+
+/// Asks for some of the lines that a tile's results go to, whose first row is `top`: columns from `first` on have two of them each.
+#[inline(always)]
+pub(super) fn ask_for_results(call: &mut Call<'_, '_>, first: usize, top: usize, lines: Range<usize>) {
+    for line in lines {
+        let out = call.out.column(first + line / 2).as_ptr();
+        prefetch_write(out.wrapping_add(top + line % 2 * 16).cast());
+    }
+}
+
+/// Asks for bytes of the tile that lies behind this one, and that may belong to another call.
+#[inline(always)]
+pub(super) fn ask_for_next(tile: &[u8], bytes: Range<usize>) {
+    for at in bytes.step_by(64) {
+        prefetch_far(tile.as_ptr().wrapping_add(tile.len() + at));
+    }
+}
+
+/// Columns of a group where `left` are left: some have up to three too many.
+#[inline(always)]
+fn at_once<S: Bytes>(left: usize) -> usize {
+    match (S::REGISTERS, left) {
+        (32, 12..) => 12,
+        (32, 8..) => 8,
+        // Fewer than 4 would wait for their own sums.
+        (32, _) | (_, 4..) => 4,
+        (_, 2..) => 2,
+        _ => 1,
     }
 }
 
@@ -193,7 +236,7 @@ unsafe fn pass<S: Bytes>(
 /// # Safety
 /// `S` is enabled.
 #[inline(always)]
-unsafe fn results<S: Bytes>(tile: &Tile, sums: &[Line; 2], minus: i32, scale: f32, out: &mut [f32]) {
+unsafe fn results<S: Bytes>(tile: &Tile<'_>, sums: &[Line; 2], minus: i32, scale: f32, out: &mut [f32]) {
     for (r, out) in out.chunks_mut(16).enumerate() {
         // SAFETY: by the caller; loads are of 16 values each, and what is stored are all of `out`.
         unsafe {
@@ -204,7 +247,7 @@ unsafe fn results<S: Bytes>(tile: &Tile, sums: &[Line; 2], minus: i32, scale: f3
     }
 }
 
-/// The first `C` columns of some, `R` vectors of 16 rows at a time. Returns `C`.
+/// The first `C` columns of some, `R` vectors of 16 rows at a time.
 ///
 /// # Safety
 /// As for [`pass`].
@@ -214,13 +257,11 @@ unsafe fn group<S: Bytes, const C: usize, const R: usize>(
     q: &[*const i8],
     at: usize,
     sums: &mut [MaybeUninit<[Line; 2]>],
-) -> usize {
+) {
     let mut columns = [std::ptr::null::<i8>(); C];
     for (to, q) in columns.iter_mut().zip(&q[..C]) {
         *to = q.wrapping_add(at);
     }
-    // How far away the next group's columns are, which are asked for meanwhile.
-    let next = q.get(C).map_or(0, |next| (*next as usize).wrapping_sub(q[0] as usize));
     let sums = sums[..C].as_mut_ptr().cast::<u8>();
     // Where sums are so far, and how far apart those of columns are.
     let zeros = [Line([0; 64]); 2];
@@ -229,10 +270,9 @@ unsafe fn group<S: Bytes, const C: usize, const R: usize>(
         // SAFETY: by the caller; every column has two lines of sums.
         unsafe {
             let so_far = (so_far.add(64 * top), apart);
-            sum_up::<S, C, R>(so_far, sums.add(64 * top), codes, top, columns, next);
+            sum_up::<S, C, R>(so_far, sums.add(64 * top), codes, top, columns);
         }
     }
-    C
 }
 
 /// Adds codes * q for the vectors of rows from `top` on to sums, which are two lines for each column.
@@ -243,7 +283,6 @@ unsafe fn sum_up<S: Bytes, const C: usize, const R: usize>(
     codes: &[[Line; 2]],
     top: usize,
     mut q: [*const i8; C],
-    next: usize,
 ) {
     // Of more at once in 16 registers the compiler would keep sums in memory.
     let group = if S::REGISTERS == 32 { 4 } else { 2 };
@@ -256,10 +295,6 @@ unsafe fn sum_up<S: Bytes, const C: usize, const R: usize>(
             }
         }
         for codes in codes.chunks_exact(CARRY) {
-            for c in 0..C {
-                prefetch(q[c].cast::<u8>().wrapping_add(next));
-                prefetch(q[c].cast::<u8>().wrapping_add(next + 64));
-            }
             for codes in codes.chunks_exact(group) {
                 for (k, lines) in codes.iter().enumerate() {
                     let mut rows = [S::zero_v(); R];

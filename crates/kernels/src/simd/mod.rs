@@ -38,6 +38,33 @@ pub(crate) fn prefetch(p: *const u8) {
     let _ = p;
 }
 
+/// Asks for the cache line at `p`, which need not be readable, as far as the second-level cache.
+#[inline(always)]
+pub(crate) fn prefetch_far(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// Asks for the cache line at `p`, which need not be there, to write to it.
+#[inline(always)]
+pub(crate) fn prefetch_write(p: *const u8) {
+    // The intrinsic for it becomes one for reading where the compiler does not know of `prefetchw`, which says nothing of the
+    // processor: one of 64 bits that lacks it takes it for a no-op.
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above; it changes neither memory nor flags.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) p, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 /// Asks for all of `bytes`.
 #[inline(always)]
 pub(crate) fn prefetch_all(bytes: &[u8]) {
