@@ -108,12 +108,14 @@ pub(crate) struct Page {
 pub struct KvCache {
     layout: KvLayout,
     pages: Vec<Arc<Page>>,
+    /// The one that comes next, for a sequence that nobody counts the bytes of.
+    next: Option<SharedBuf<u8>>,
 }
 
 impl KvCache {
     /// No pages yet.
     pub fn new(layout: KvLayout) -> Self {
-        Self { layout, pages: Vec::new() }
+        Self { layout, pages: Vec::new(), next: None }
     }
     /// The layout of its pages.
     pub fn layout(&self) -> &KvLayout {
@@ -125,7 +127,7 @@ impl KvCache {
     }
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.pages.len() * self.layout.page_bytes()
+        (self.pages.len() + usize::from(self.next.is_some())) * self.layout.page_bytes()
     }
     /// Adds pages until `positions` fit. `pay` is asked for the bytes of each before it is allocated.
     pub fn grow<E: From<OutOfMemory>>(
@@ -135,13 +137,27 @@ impl KvCache {
     ) -> Result<(), E> {
         while self.capacity() < positions {
             let mut charge = pay(self.layout.page_bytes())?;
-            let data = SharedBuf::new(self.layout.page_bytes())?;
+            let data = match self.next.take_if(|_| charge.is_none()) {
+                Some(data) => data,
+                None => SharedBuf::new(self.layout.page_bytes())?,
+            };
             if let Some(charge) = &mut charge {
                 charge.commit();
             }
             self.pages.push(Arc::new(Page { data, _charge: charge }));
         }
         Ok(())
+    }
+    /// Readies a part of the page that comes next, which is not paid for, while `position` is filled. The first position of a page writes to
+    /// most of its memory, and a token that waits until the system has cleared all of that is late.
+    pub(crate) fn look_ahead(&mut self, position: usize) {
+        // Where there is no memory, the step that needs it says so.
+        let bytes = self.layout.page_bytes();
+        self.next = self.next.take().or_else(|| SharedBuf::new(bytes).ok());
+        if let Some(next) = &self.next {
+            let at = position % PAGE;
+            next.populate(bytes * at / PAGE..bytes * (at + 1) / PAGE);
+        }
     }
     /// Gives back the pages that `positions` positions do not need. Returns how many positions are left: fewer than asked
     /// for where the last of them are in a page that others have, too, since what follows would be written there.
@@ -151,6 +167,9 @@ impl KvCache {
             && self.pages.get(whole).is_some_and(|p| Arc::strong_count(p) > 1);
         let positions = if shared { whole * PAGE } else { positions };
         self.pages.truncate(positions.div_ceil(PAGE));
+        if positions == 0 {
+            self.next = None;
+        }
         positions
     }
     /// The pages, for the executor.
@@ -160,5 +179,33 @@ impl KvCache {
     /// Has `pages`, which are full, in place of its own.
     pub(crate) fn adopt(&mut self, pages: Vec<Arc<Page>>) {
         self.pages = pages;
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_page_that_was_readied_is_the_next_one() {
+        let layers = vec![0, 2 * 8 * PAGE * 128, 2 * 9 * PAGE * 128];
+        let layout = KvLayout { ty: KvType::F16, head_dim: 64, row_bytes: 128, layers };
+        let bytes = layout.page_bytes();
+        let mut kv = KvCache::new(layout);
+        let free = |_| Ok::<_, OutOfMemory>(None);
+        kv.grow(1, free).unwrap();
+        assert_eq!((kv.capacity(), kv.bytes()), (PAGE, bytes));
+        for position in 0..PAGE {
+            kv.look_ahead(position);
+        }
+        assert_eq!((kv.capacity(), kv.bytes()), (PAGE, 2 * bytes), "held, but no room yet");
+        let ready = kv.next.as_ref().unwrap().at(0..0);
+        kv.grow(2 * PAGE + 1, free).unwrap();
+        assert_eq!((kv.capacity(), kv.bytes()), (3 * PAGE, 3 * bytes));
+        assert_eq!(kv.pages()[1].data.at(0..0), ready);
+        kv.look_ahead(2 * PAGE + 1);
+        assert_eq!((kv.shrink(5), kv.bytes()), (5, 2 * bytes));
+        assert_eq!((kv.shrink(0), kv.bytes()), (0, 0));
     }
 }

@@ -415,7 +415,11 @@ impl Session {
             Some(tenancy) => tenancy.pay(Class::Kv, bytes).map(Some).map_err(EvalError::from),
             None => Ok(None),
         };
-        self.kv.grow(self.tokens.len() + tokens, pay)
+        self.kv.grow(self.tokens.len() + tokens, pay)?;
+        if tokens == 1 && self.tenancy.is_none() && self.kv.capacity() < self.context {
+            self.kv.look_ahead(self.tokens.len());
+        }
+        Ok(())
     }
 
     /// Makes room for a step of `tokens` tokens: activations, and the cache up to the last of them.

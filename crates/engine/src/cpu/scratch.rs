@@ -217,10 +217,10 @@ impl Scratch {
         Ok(())
     }
 
-    /// Makes room for the scores of `positions` positions.
+    /// Makes room for the scores of `positions` positions, and of more to come.
     pub(crate) fn grow_scores(&mut self, positions: usize) -> Result<(), OutOfMemory> {
-        let each = self.together.values(positions);
-        if self.attention_each < each {
+        if self.attention_each < self.together.values(positions) {
+            let each = self.together.values(positions.next_power_of_two());
             self.attention = SharedBuf::new(each * self.threads)?;
             self.attention_each = each;
         }

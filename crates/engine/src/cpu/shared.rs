@@ -30,6 +30,9 @@ pub struct OutOfMemory {
 /// From this size on a buffer is a mapping of its own. What an allocator is given back it may keep, and then a budget
 /// that counts it as free has no room for it.
 const MAPPED: usize = 64 << 10;
+/// From this size on it is asked to be of huge pages: a product for many tokens writes a little to each token's result in turn, and each of
+/// those lies in another small page.
+const HUGE: usize = 4 << 20;
 
 /// A zeroed, 64-byte aligned buffer of `len` values that threads may share under the rule above. Pages of it that
 /// nobody writes take no memory.
@@ -76,6 +79,11 @@ impl<T: Plain> SharedBuf<T> {
         } else if bytes >= MAPPED {
             let len = lines.checked_mul(64).ok_or(none)?;
             let new: MmapRaw = MmapOptions::new().len(len).map_anon().map_err(|_| none)?.into();
+            #[cfg(target_os = "linux")]
+            if bytes >= HUGE {
+                // A system without them has small ones.
+                let _ = new.advise(memmap2::Advice::HugePage);
+            }
             let start = NonNull::new(new.as_mut_ptr().cast()).ok_or(none)?;
             map = Some(new);
             start
@@ -91,6 +99,17 @@ impl<T: Plain> SharedBuf<T> {
     }
     fn ptr(&self) -> *mut T {
         self.start.as_ptr().cast()
+    }
+    /// Has the system give the memory of some values now, if the buffer is large: it would at their first write.
+    pub(crate) fn populate(&self, range: Range<usize>) {
+        #[cfg(target_os = "linux")]
+        if let Some(map) = &self.map {
+            let (at, len) = (range.start * size_of::<T>(), range.len() * size_of::<T>());
+            // An old system refuses.
+            let _ = map.advise_range(memmap2::Advice::PopulateWrite, at, len);
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = range;
     }
     /// Everything, for the one owner.
     pub(crate) fn as_mut(&mut self) -> &mut [T] {
@@ -139,5 +158,40 @@ impl SharedBuf<f32> {
         assert!(at + rows <= stride && (first + n) * stride <= self.len, "window {at}+{rows} of {stride}");
         // SAFETY: in bounds by the assert; exclusive, by the caller.
         unsafe { Out::from_raw(self.ptr().add(first * stride + at), stride, rows, n) }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    /// Pages of a buffer that have memory, as the system tells.
+    fn present(buffer: &SharedBuf<u8>) -> usize {
+        let page = rustix::param::page_size();
+        let pages = std::fs::File::open("/proc/self/pagemap").unwrap();
+        let there = |i: &usize| {
+            let mut entry = [0; 8];
+            let at = buffer.ptr() as usize / page + i;
+            pages.read_exact_at(&mut entry, at as u64 * 8).unwrap();
+            u64::from_le_bytes(entry) >> 63 == 1
+        };
+        (0..buffer.bytes() / page).filter(there).count()
+    }
+
+    #[test]
+    fn memory_comes_where_it_is_asked_for() {
+        let page = rustix::param::page_size();
+        let buffer = SharedBuf::<u8>::new(64 * page).unwrap();
+        assert_eq!(present(&buffer), 0, "nobody has written");
+        let another = MmapOptions::new().len(page).map_anon().unwrap();
+        if another.advise(memmap2::Advice::PopulateWrite).is_err() {
+            return println!("skipped: this system gives no memory ahead");
+        }
+        buffer.populate(3 * page..10 * page);
+        assert_eq!(present(&buffer), 7);
+        buffer.populate(0..64 * page);
+        assert_eq!(present(&buffer), 64);
     }
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use super::{Buffers, Member, Room, Session, SessionOptions};
+use crate::kv::PAGE;
 use crate::m3::{Memory, MemoryOptions};
 use crate::threads::{Pool, PoolOptions};
 use crate::{LoadOptions, Model};
@@ -57,7 +58,8 @@ fn sequences(model: &Model, count: usize, length: usize) -> Vec<Sequence> {
         let options = SessionOptions { context: CONTEXT, kv, batch: 16, ..SessionOptions::default() };
         let mut session = Session::new(model, &pool, options).unwrap();
         let logits = tokens.iter().map(|&token| bits(session.eval(&mut pool, &[token]).unwrap())).collect();
-        Sequence { tokens, logits, kv, cache: session.kv.bytes() as u64 }
+        let cache = (session.kv.capacity() / PAGE * session.kv.layout().page_bytes()) as u64;
+        Sequence { tokens, logits, kv, cache }
     };
     (0..count).map(sequence).collect()
 }
