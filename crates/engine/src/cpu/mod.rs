@@ -62,8 +62,8 @@ pub(crate) struct Step<'a> {
 /// Values of a product's output that one claim takes when there are many tokens: the rows stay in the inner cache while
 /// all tokens pass.
 const PREFILL_ROWS: usize = 64;
-/// The most that one takes where rows are unpacked: they pass the tokens, which come from farther away, some at a time, so more rows should
-/// share each of them; and what is asked for ahead is this claim's own.
+/// The most that one takes of ternary rows: some of the tokens at a time pass all of a claim's tiles, so more rows share what comes from farther
+/// away, and the tile that is asked for ahead is mostly of the same claim.
 const TILE_ROWS: usize = 256;
 /// Values of the gate that one claim takes.
 const GLU_CHUNK: usize = 512;

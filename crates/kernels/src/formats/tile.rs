@@ -3,8 +3,8 @@
 //! A tile is [`ROWS`] rows. A stretch of them, [`STEPS`] steps of 256 weights, is unpacked to codes whose order is
 //! `[4 weights][row][weight]`: a vector holds four weights of 16 rows, the four activations that meet them are the same
 //! in every lane, and each lane sums up a row, so that no lanes have to be added together. Codes of a stretch are in the innermost
-//! cache for as long as they are needed; sums of earlier stretches wait beside them, as integers. Meanwhile a little at a time is
-//! asked for of what comes from farther away: where results go, and the next tile's weights.
+//! cache for as long as they are needed; sums of earlier stretches wait beside them, as integers. With
+//! each stretch a part is asked for of what comes from farther away: the lines that results go to, and the next tile's weights.
 //!
 //! The result has the bits that [`super::ternary`] defines, for rows of one run.
 
