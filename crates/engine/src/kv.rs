@@ -159,8 +159,10 @@ impl KvCache {
         if bytes < AHEAD {
             return;
         }
-        // Where there is no memory, the step that needs it says so.
-        self.next = self.next.take().or_else(|| SharedBuf::new(bytes).ok());
+        if self.next.is_none() {
+            // Where there is no memory, the step that needs it says so.
+            self.next = SharedBuf::new(bytes).ok();
+        }
         if let Some(next) = &self.next {
             let at = position % PAGE;
             next.populate(bytes * at / PAGE..bytes * (at + 1) / PAGE);
@@ -175,6 +177,7 @@ impl KvCache {
         let positions = if shared { whole * PAGE } else { positions };
         self.pages.truncate(positions.div_ceil(PAGE));
         if positions == 0 {
+            // Nothing is held for a sequence without positions.
             self.next = None;
         }
         positions

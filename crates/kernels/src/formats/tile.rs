@@ -170,10 +170,10 @@ unsafe fn pass<S: Bytes>(
     unsafe {
         while c < n {
             let (q, sums) = (&some.q[c..], &mut sums[c..]);
-            let at_once = at_once::<S>(n - c);
-            let done = at_once.min(n - c);
+            let size = at_once::<S>(n - c);
+            let done = size.min(n - c);
             ask_for_results(call, some.first + c, tile.first, lines.start..lines.end.min(2 * done));
-            match at_once {
+            match size {
                 12 => group::<S, 12, 2>(codes, q, at, sums),
                 8 => group::<S, 8, 2>(codes, q, at, sums),
                 4 if S::REGISTERS == 32 => group::<S, 4, 2>(codes, q, at, sums),
@@ -188,8 +188,8 @@ unsafe fn pass<S: Bytes>(
                     results::<S>(tile, sums.assume_init_ref(), minus, scale, out);
                 }
             }
-            let these = ahead.start + each * c..ahead.end.min(ahead.start + each * (c + done));
-            ask_for_next(tile.bytes, these);
+            let from = ahead.start + each * c;
+            ask_for_next(tile.bytes, from..ahead.end.min(from + each * done));
             c += done;
         }
     }
