@@ -227,7 +227,8 @@ impl Session {
         let (model, kernel) = (&self.model, |id| self.model.weights().kernel(id));
         // Logits are the device's where there is one.
         let outputs = if self.device.is_some() { 1 } else { self.outputs };
-        let sizes = Sizes::new(model.architecture(), kernel, &self.ropes, (batch, outputs), threads);
+        let cut = self.tenancy.as_ref().is_some_and(Tenancy::cuts_layers);
+        let sizes = Sizes::new(model.architecture(), kernel, &self.ropes, (batch, outputs), cut, threads);
         // Under a budget nothing grows unasked.
         let positions = if self.tenancy.is_some() { self.context.next_multiple_of(PAGE) } else { 0 };
         sizes.with_scores(positions)

@@ -85,6 +85,16 @@ pub(crate) enum Place<'a> {
     Image(&'a Part, &'a Image),
 }
 
+impl Place<'_> {
+    /// Whether it has all matrices of the unit.
+    pub(crate) fn is_whole_unit(&self) -> bool {
+        match self {
+            Place::File(_) => true,
+            Place::Image(part, _) => part.whole,
+        }
+    }
+}
+
 /// Every weight of a model, bound to its kernels.
 pub struct WeightTable {
     matrices: Vec<Bound>,

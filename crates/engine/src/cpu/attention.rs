@@ -4,11 +4,10 @@
 //! before is claimed in the same way: whoever stores a key, which dirties a cache line in every other dimension, is
 //! likely to be the one who reads it.
 
-use super::{Span, Step};
+use super::{Pass, Span};
 use crate::kv::{KvCache, PAGE};
 use crate::model::op::{Op, View};
 use crate::threads::Worker;
-use crate::weights::Place;
 use nexaquant_kernels::{Attention, KvPages};
 use std::ops::Range;
 
@@ -49,18 +48,11 @@ impl KvPages for HeadPages<'_> {
     }
 }
 
-impl Step<'_> {
+impl Pass<'_> {
     /// `op`, an attention. What is in `first` is done to each head by whoever attends with it.
-    pub(super) fn attention(
-        &self,
-        worker: &Worker<'_>,
-        which: &Range<usize>,
-        op: &Op,
-        first: &[Op],
-        place: Place<'_>,
-    ) {
-        self.claim_heads(worker, which, op, |head, mut tokens| {
-            self.head_ops(first, op, head, tokens.clone(), place);
+    pub(super) fn attention(&self, worker: &Worker<'_>, op: &Op, first: &[Op]) {
+        self.claim_heads(worker, op, |head, mut tokens| {
+            self.head_ops(first, op, head, tokens.clone());
             while !tokens.is_empty() {
                 let next = self.spans.partition_point(|span| span.first <= tokens.start);
                 let end = self.spans.get(next).map_or(tokens.end, |span| span.first.min(tokens.end));
@@ -71,26 +63,13 @@ impl Step<'_> {
     }
 
     /// Only what is in `first`.
-    pub(super) fn before_attention(
-        &self,
-        worker: &Worker<'_>,
-        which: &Range<usize>,
-        op: &Op,
-        first: &[Op],
-        place: Place<'_>,
-    ) {
-        self.claim_heads(worker, which, op, |head, tokens| self.head_ops(first, op, head, tokens, place));
+    pub(super) fn before_attention(&self, worker: &Worker<'_>, op: &Op, first: &[Op]) {
+        self.claim_heads(worker, op, |head, tokens| self.head_ops(first, op, head, tokens));
     }
 
     /// Shares out the kv heads of an attention, a few tokens at a time.
-    fn claim_heads(
-        &self,
-        worker: &Worker<'_>,
-        which: &Range<usize>,
-        op: &Op,
-        mut work: impl FnMut(usize, Range<usize>),
-    ) {
-        let kv_heads = self.kv_heads(op);
+    fn claim_heads(&self, worker: &Worker<'_>, op: &Op, mut work: impl FnMut(usize, Range<usize>)) {
+        let (kv_heads, which) = (self.kv_heads(op), &self.which);
         // Tokens of different sequences have nothing together.
         let tile = if self.apart { 1 } else { tokens_together(self.arch.hparams.heads / kv_heads) };
         let tiles = which.len().div_ceil(tile);
@@ -110,16 +89,16 @@ impl Step<'_> {
 
     /// The parts of `ops`, which lead up to an attention, that belong to one of its kv heads, for tokens that the caller has
     /// claimed the head of.
-    fn head_ops(&self, ops: &[Op], attention: &Op, head: usize, tokens: Range<usize>, place: Place<'_>) {
+    fn head_ops(&self, ops: &[Op], attention: &Op, head: usize, tokens: Range<usize>) {
         let of = self.kv_heads(attention);
         let part = |view: View| view.part(head * (view.width / of), view.width / of);
         for t in tokens {
             for op in ops {
                 match *op {
                     Op::RmsNormHeads { x, weight } => {
-                        self.token_op(&Op::RmsNormHeads { x: part(x), weight }, t, t, place);
+                        self.token_op(&Op::RmsNormHeads { x: part(x), weight }, t, t);
                     }
-                    Op::Rope { x, table } => self.token_op(&Op::Rope { x: part(x), table }, t, t, place),
+                    Op::Rope { x, table } => self.token_op(&Op::Rope { x: part(x), table }, t, t),
                     Op::KvAppend { layer, k, v } => {
                         // SAFETY: the caller has claimed the head.
                         unsafe { self.kv_append(layer, head, part(k), part(v), t) }
@@ -149,22 +128,23 @@ impl Step<'_> {
         let heads = group * head_dim;
         let (q, out) = (q.part(head * heads, heads), out.part(head * heads, heads));
         let each = self.scratch.attention_each;
+        let row = |view: View, t| self.row(view.slot, t);
         // SAFETY: the buffer's part is this worker's own; the heads' results are claimed by it; queries and the cache are only
         // read in this phase, but for what this worker itself has done to the head before.
         unsafe {
             let own = self.scratch.attention.write(worker.id() * each..(worker.id() + 1) * each);
             if tokens.len() == 1 {
-                let heads = self.write(out, tokens.start);
-                heads.copy_from_slice(self.read(q, tokens.start));
+                let heads = self.write(out, row(out, tokens.start));
+                heads.copy_from_slice(self.read(q, row(q, tokens.start)));
                 return self.ops.attention(&with, heads, own);
             }
             let (all, scores) = own.split_at_mut(tokens.len() * heads);
             for (t, queries) in tokens.clone().zip(all.chunks_exact_mut(heads)) {
-                queries.copy_from_slice(self.read(q, t));
+                queries.copy_from_slice(self.read(q, row(q, t)));
             }
             self.ops.attention(&with, all, scores);
             for (t, results) in tokens.zip(all.chunks_exact(heads)) {
-                self.write(out, t).copy_from_slice(results);
+                self.write(out, row(out, t)).copy_from_slice(results);
             }
         }
     }

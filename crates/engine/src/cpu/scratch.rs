@@ -2,6 +2,7 @@
 
 use super::attention::tokens_together;
 use super::shared::{OutOfMemory, SharedBuf};
+use super::{TILE_ROWS, TOGETHER};
 use crate::model::Architecture;
 use crate::model::hparams::HParams;
 use crate::model::op::{MatrixId, Op, RopeTable, Slot};
@@ -22,6 +23,8 @@ pub(crate) struct Scratch {
     pub slots: Vec<Buffer>,
     /// int8 records of a product's input: one region a grain, each `rows` records long.
     pub acts: SharedBuf<Line>,
+    /// Results of products that go on to somewhere else at once: rows of `TILE_ROWS` values, for up to `TOGETHER` tokens a worker.
+    pub results: SharedBuf<f32>,
     /// What attention needs, `attention_each` values a worker: scores, and the queries of several tokens.
     pub attention: SharedBuf<f32>,
     pub attention_each: usize,
@@ -32,6 +35,8 @@ pub(crate) struct Scratch {
     pub outputs: usize,
     /// Records per region of `acts`.
     pub rows: usize,
+    /// Tokens that slots have rows for, but for those that outlive a unit.
+    at_once: usize,
     threads: usize,
     together: Together,
 }
@@ -67,6 +72,11 @@ fn act_lines(arch: &Architecture, kernel: impl Fn(MatrixId) -> BoundKernel) -> u
     arch.units.iter().flat_map(|u| &u.ops).map(lines).max().unwrap_or(0)
 }
 
+/// Values of [`Scratch::results`].
+fn results(batch: usize, threads: usize) -> usize {
+    if batch > 1 { threads * batch.min(TOGETHER) * TILE_ROWS } else { 0 }
+}
+
 /// Cache lines of one record.
 pub(crate) fn record_lines(layout: Layout) -> usize {
     layout.record_bytes() / 64
@@ -86,6 +96,7 @@ pub(crate) struct Sizes {
     angles: Vec<usize>,
     batch: usize,
     outputs: usize,
+    at_once: usize,
     threads: usize,
     together: Together,
     /// Positions that scores have room for at once; they can grow.
@@ -93,25 +104,31 @@ pub(crate) struct Sizes {
 }
 
 impl Sizes {
-    /// Buffers for steps of up to `batch` tokens (fewer where a token is very wide), with the logits of up to `outputs`.
+    /// Buffers for steps of up to `batch` tokens (fewer where a token is very wide), with the logits of up to `outputs`. Where layers are
+    /// `cut`, all tokens go through a part of one before any goes through the next.
     pub(crate) fn new(
         arch: &Architecture,
         kernel: impl Fn(MatrixId) -> BoundKernel,
         ropes: &[RopeTable],
         (batch, outputs): (usize, usize),
+        cut: bool,
         threads: usize,
     ) -> Self {
         let token_bytes: usize = Slot::ALL.iter().map(|&slot| 4 * arch.slot_width(slot)).sum();
         let batch = batch.min(MAX_BATCH_BYTES / token_bytes.max(1)).max(1);
         let outputs = outputs.clamp(1, batch);
+        let at_once = if cut { batch } else { batch.min(TOGETHER) };
         let h = &arch.hparams;
         Self {
             slots: Slot::ALL.map(|slot| {
                 let rows = match slot {
                     Slot::Logits => outputs,
+                    Slot::X => batch,
+                    // Of several tokens they are gated where they were computed (`Pass::matmul`).
+                    Slot::GateUp if !cut => 1,
                     // A step of one token has a row for each worker.
-                    Slot::Norm => batch.max(threads),
-                    _ => batch,
+                    Slot::Norm => at_once.max(outputs).max(threads),
+                    _ => at_once,
                 };
                 (arch.slot_width(slot), rows)
             }),
@@ -119,6 +136,7 @@ impl Sizes {
             angles: ropes.iter().map(|r| 2 * r.frequencies.len() * batch).collect(),
             batch,
             outputs,
+            at_once,
             threads,
             together: Together::new(h, batch),
             positions: 0,
@@ -137,7 +155,12 @@ impl Sizes {
 
     /// int8 records per region: with one token every worker quantizes for itself, so that no barrier is needed.
     fn rows(&self) -> usize {
-        self.batch.max(self.threads)
+        self.at_once.max(self.outputs).max(self.threads)
+    }
+
+    /// Values of results that workers keep for themselves.
+    fn results(&self) -> usize {
+        results(self.batch, self.threads)
     }
 
     /// Bytes of all buffers.
@@ -146,6 +169,7 @@ impl Sizes {
         self.slots.iter().map(|(width, rows)| lines(width * rows)).sum::<usize>()
             + self.angles.iter().copied().map(lines).sum::<usize>()
             + 64 * self.lines * self.rows()
+            + lines(self.results())
             + if self.positions > 0 { lines(self.together.values(self.positions) * self.threads) } else { 0 }
     }
 }
@@ -180,12 +204,14 @@ impl Scratch {
         let mut scratch = Self {
             slots: sizes.slots.into_iter().map(buffer).collect::<Result<_, _>>()?,
             acts: SharedBuf::new(sizes.lines * sizes.rows())?,
+            results: SharedBuf::new(sizes.results())?,
             attention: SharedBuf::new(0)?,
             attention_each: 0,
             angles: sizes.angles.iter().map(|&n| SharedBuf::new(n)).collect::<Result<_, _>>()?,
             batch: sizes.batch,
             outputs: sizes.outputs,
             rows: sizes.rows(),
+            at_once: sizes.at_once,
             threads: sizes.threads,
             together: sizes.together,
         };
@@ -206,7 +232,8 @@ impl Scratch {
         kernel: impl Fn(MatrixId) -> BoundKernel,
     ) -> Result<(), OutOfMemory> {
         if threads > self.threads {
-            let rows = self.batch.max(threads);
+            let rows = self.at_once.max(self.outputs).max(threads);
+            self.results = SharedBuf::new(results(self.batch, threads))?;
             self.acts = SharedBuf::new(act_lines(arch, kernel) * rows)?;
             self.rows = rows;
             let norm = &mut self.slots[Slot::Norm as usize];
@@ -233,6 +260,11 @@ impl Scratch {
         worker * (self.rows / self.threads)
     }
 
+    /// The first row of `results` that is a worker's own.
+    pub(crate) fn own_results(&self, worker: usize) -> usize {
+        worker * self.batch.min(TOGETHER)
+    }
+
     pub(crate) fn slot(&self, slot: Slot) -> &Buffer {
         &self.slots[slot as usize]
     }
@@ -252,7 +284,7 @@ impl Scratch {
     pub(crate) fn bytes(&self) -> usize {
         let slots: usize = self.slots.iter().map(|b| b.data.bytes()).sum();
         let angles: usize = self.angles.iter().map(SharedBuf::bytes).sum();
-        slots + angles + self.acts.bytes() + self.attention.bytes()
+        slots + angles + self.acts.bytes() + self.results.bytes() + self.attention.bytes()
     }
 
     /// cos and sin of the angles of tokens `which`, the first of which is at position `pos`.

@@ -60,6 +60,8 @@ pub(crate) struct Part {
     pub name: String,
     /// In order; products that are cut name the first row they take.
     pub ops: Vec<Op>,
+    /// Whether it is all of a unit: nothing that it computes on the way to its results is needed later.
+    pub whole: bool,
     /// Bytes of weights, without what is left free in blocks.
     pub weight_bytes: u64,
     /// In the order of the blocks.
@@ -75,7 +77,16 @@ pub(crate) struct Part {
 impl Part {
     fn new(name: &str) -> Self {
         let (ops, pieces, segments) = (Vec::new(), Vec::new(), Vec::new());
-        Self { name: name.to_owned(), ops, weight_bytes: 0, pieces, blocks: 0, bytes: 0, segments }
+        Self {
+            name: name.to_owned(),
+            ops,
+            whole: true,
+            weight_bytes: 0,
+            pieces,
+            blocks: 0,
+            bytes: 0,
+            segments,
+        }
     }
 
     /// Rows of a matrix and nothing to do: for a table that is only looked up.
@@ -150,6 +161,7 @@ pub(crate) fn cut(
                 let n = made.len();
                 for (k, part) in made.iter_mut().enumerate() {
                     part.name = format!("{} {}/{n}", unit.name, k + 1);
+                    part.whole = n == 1;
                 }
                 parts.append(&mut made);
             }

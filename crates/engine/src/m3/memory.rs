@@ -566,7 +566,7 @@ fn least_session(model: &Model) -> Bytes {
     let arch = model.architecture();
     let ropes = arch.rope_tables(arch.hparams.context_length.min(1), |id| model.weights().vector(id));
     let threads = crate::threads::topology().default_threads();
-    let sizes = Sizes::new(arch, |id| model.weights().kernel(id), &ropes, (1, 1), threads);
+    let sizes = Sizes::new(arch, |id| model.weights().kernel(id), &ropes, (1, 1), false, threads);
     let page = KvLayout::new(&arch.hparams, KvType::F16).map_or(0, |layout| layout.page_bytes());
     Bytes((sizes.bytes() + page) as u64)
 }

@@ -147,6 +147,12 @@ impl Tenancy {
         self.0.memory.pay(class, bytes).map_err(|error| error.of(self.0.resident.model.name()))
     }
 
+    /// Whether a layer of the model was too large for a part.
+    pub(crate) fn cuts_layers(&self) -> bool {
+        let resident = &self.0.resident;
+        resident.parts[..resident.head].iter().any(|part| !part.whole)
+    }
+
     /// What the memory may hold.
     pub(crate) fn budget(&self) -> u64 {
         self.0.memory.budget()

@@ -13,6 +13,7 @@
 use super::{EvalError, Session, finish, hidden, run};
 use crate::cpu::{OutOfMemory, Scratch, Sizes, Span, Step};
 use crate::kv::PAGE;
+use crate::m3::Tenancy;
 use crate::model::op::Slot;
 use crate::threads::{Crew, Pool, Tuner};
 use nexaquant_residency::{Charge, Class};
@@ -103,7 +104,8 @@ impl Room {
 /// Buffers for so many rows, and of those with logits, of sessions with up to `context` positions.
 fn buffers(session: &Session, size: (usize, usize), context: usize, threads: usize) -> Sizes {
     let (model, kernel) = (&session.model, |id| session.model.weights().kernel(id));
-    let sizes = Sizes::new(model.architecture(), kernel, &session.ropes, size, threads);
+    let cut = session.tenancy.as_ref().is_some_and(Tenancy::cuts_layers);
+    let sizes = Sizes::new(model.architecture(), kernel, &session.ropes, size, cut, threads);
     // Under a budget nothing grows unasked.
     let positions = if session.tenancy.is_some() { context.next_multiple_of(PAGE) } else { 0 };
     sizes.with_scores(positions)
