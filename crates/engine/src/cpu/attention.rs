@@ -11,12 +11,15 @@ use crate::threads::Worker;
 use nexaquant_kernels::{Attention, KvPages};
 use std::ops::Range;
 
-/// Query heads that attend together where there are several tokens.
-const TOGETHER: usize = 8;
+/// Query heads that attend together where there are several tokens: as many as share the work on a key or value, but with many positions
+/// fewer, so that their scores stay in the second cache.
+const TOGETHER: Range<usize> = 8..32;
+/// Scores that so many heads may have.
+const SCORES: usize = 64 << 10;
 
-/// Consecutive tokens that attend together where `group` heads share a kv head.
-pub(super) fn tokens_together(group: usize) -> usize {
-    (TOGETHER / group).max(1)
+/// Query heads that attend together, unless more share a kv head, where a sequence may have `positions` positions.
+pub(super) fn heads_together(positions: usize) -> usize {
+    (SCORES / positions.max(1)).clamp(TOGETHER.start, TOGETHER.end)
 }
 
 /// How many ops on heads lead up to an attention, if `ops` begin with any.
@@ -71,7 +74,8 @@ impl Pass<'_> {
     fn claim_heads(&self, worker: &Worker<'_>, op: &Op, mut work: impl FnMut(usize, Range<usize>)) {
         let (kv_heads, which) = (self.kv_heads(op), &self.which);
         // Tokens of different sequences have nothing together.
-        let tile = if self.apart { 1 } else { tokens_together(self.arch.hparams.heads / kv_heads) };
+        let group = self.arch.hparams.heads / kv_heads;
+        let tile = if self.apart { 1 } else { (heads_together(self.scratch.positions) / group).max(1) };
         let tiles = which.len().div_ceil(tile);
         // A head's keys and values stay in the cache until all tokens have passed.
         worker.claim(kv_heads * tiles, 1, |items| {
@@ -133,16 +137,17 @@ impl Pass<'_> {
         // read in this phase, but for what this worker itself has done to the head before.
         unsafe {
             let own = self.scratch.attention.write(worker.id() * each..(worker.id() + 1) * each);
+            let (floats, own) = own.split_at_mut(self.scratch.floats);
             if tokens.len() == 1 {
                 let heads = self.write(out, row(out, tokens.start));
                 heads.copy_from_slice(self.read(q, row(q, tokens.start)));
-                return self.ops.attention(&with, heads, own);
+                return self.ops.attention(&with, heads, own, floats);
             }
             let (all, scores) = own.split_at_mut(tokens.len() * heads);
             for (t, queries) in tokens.clone().zip(all.chunks_exact_mut(heads)) {
                 queries.copy_from_slice(self.read(q, row(q, t)));
             }
-            self.ops.attention(&with, all, scores);
+            self.ops.attention(&with, all, scores, floats);
             for (t, results) in tokens.zip(all.chunks_exact(heads)) {
                 self.write(out, row(out, t)).copy_from_slice(results);
             }

@@ -1,8 +1,9 @@
 //! The activations of one session: every buffer a step needs, allocated before the first one.
 
-use super::attention::tokens_together;
+use super::attention::heads_together;
 use super::shared::{OutOfMemory, SharedBuf};
 use super::{TILE_ROWS, TOGETHER};
+use crate::kv::PAGE;
 use crate::model::Architecture;
 use crate::model::hparams::HParams;
 use crate::model::op::{MatrixId, Op, RopeTable, Slot};
@@ -25,9 +26,12 @@ pub(crate) struct Scratch {
     pub acts: SharedBuf<Line>,
     /// Results of products that go on to somewhere else at once: rows of `TILE_ROWS` values, for up to `TOGETHER` tokens a worker.
     pub results: SharedBuf<f32>,
-    /// What attention needs, `attention_each` values a worker: scores, and the queries of several tokens.
+    /// What attention needs, `attention_each` values a worker: `floats` values for a page, the queries of several tokens, scores.
     pub attention: SharedBuf<f32>,
     pub attention_each: usize,
+    pub floats: usize,
+    /// Positions that there is room for scores of.
+    pub positions: usize,
     /// By rope table: cos then sin of each token's angles.
     pub angles: Vec<SharedBuf<f32>>,
     /// Tokens a step may have, and of those with logits.
@@ -170,30 +174,46 @@ impl Sizes {
             + self.angles.iter().copied().map(lines).sum::<usize>()
             + 64 * self.lines * self.rows()
             + lines(self.results())
-            + if self.positions > 0 { lines(self.together.values(self.positions) * self.threads) } else { 0 }
+            + if self.positions > 0 {
+                lines(self.together.values(room(self.positions)) * self.threads)
+            } else {
+                0
+            }
     }
+}
+
+/// Positions that there is room for where so many are needed: doubling keeps growth rare.
+fn room(positions: usize) -> usize {
+    positions.next_power_of_two().max(64)
 }
 
 /// Heads that attend together.
 #[derive(Clone, Copy, Debug)]
 struct Together {
-    heads: usize,
-    /// Values of their queries, where those are copied.
-    copies: usize,
+    /// The most that share a kv head.
+    group: usize,
+    head_dim: usize,
+    /// Tokens there may be.
+    batch: usize,
 }
 
 impl Together {
     fn new(h: &HParams, batch: usize) -> Self {
-        let tokens = |group| if batch > 1 { tokens_together(group) } else { 1 };
-        let heads = h.layers.iter().map(|l| h.heads / l.kv_heads).map(|group| group * tokens(group));
-        let heads = heads.max().unwrap_or(1);
-        Self { heads, copies: if batch > 1 { heads * h.head_dim } else { 0 } }
+        let group = h.layers.iter().map(|l| h.heads / l.kv_heads).max().unwrap_or(1);
+        Self { group, head_dim: h.head_dim, batch }
     }
 
-    /// Values that a worker needs with `positions` positions.
+    /// Values of a page, where those of several tokens are worth it.
+    fn floats(&self) -> usize {
+        if self.batch > 1 { PAGE * self.head_dim } else { 0 }
+    }
+
+    /// Values that a worker needs with `positions` positions, a power of two.
     fn values(&self, positions: usize) -> usize {
-        // Doubling keeps growth rare; a multiple of 16 keeps workers off each other's cache lines.
-        (positions.next_power_of_two().max(64) * self.heads + self.copies).next_multiple_of(16)
+        let heads = heads_together(positions).min(self.batch * self.group).max(self.group);
+        let queries = if self.batch > 1 { heads * self.head_dim } else { 0 };
+        // A multiple of 16 keeps workers off each other's cache lines.
+        (positions * heads + queries + self.floats()).next_multiple_of(16)
     }
 }
 
@@ -207,6 +227,8 @@ impl Scratch {
             results: SharedBuf::new(sizes.results())?,
             attention: SharedBuf::new(0)?,
             attention_each: 0,
+            floats: sizes.together.floats(),
+            positions: 0,
             angles: sizes.angles.iter().map(|&n| SharedBuf::new(n)).collect::<Result<_, _>>()?,
             batch: sizes.batch,
             outputs: sizes.outputs,
@@ -246,10 +268,11 @@ impl Scratch {
 
     /// Makes room for the scores of `positions` positions, and of more to come.
     pub(crate) fn grow_scores(&mut self, positions: usize) -> Result<(), OutOfMemory> {
-        if self.attention_each < self.together.values(positions) {
-            let each = self.together.values(positions.next_power_of_two());
+        if self.positions < positions {
+            let positions = room(positions);
+            let each = self.together.values(positions);
             self.attention = SharedBuf::new(each * self.threads)?;
-            self.attention_each = each;
+            (self.attention_each, self.positions) = (each, positions);
         }
         Ok(())
     }

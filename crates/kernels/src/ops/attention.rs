@@ -9,7 +9,8 @@
 //! sum:              fma(p[row], row, acc), row after row
 //! ```
 //!
-//! All heads read a key or value that they all see while it is in a register (`keys.rs`, `values.rs`). Scores are computed for
+//! All heads read a key or value that they all see while it is in a register (`keys.rs`, `values.rs`); many heads have those of a page
+//! made floats once for all of them. Scores are computed for
 //! whole blocks of keys, also where a token does not see some of them; a sum takes what its token sees and nothing
 //! else, so the tokens' first and last rows, where they differ, are taken by each token's heads alone.
 
@@ -71,11 +72,18 @@ impl<P> Attention<P> {
 
 impl Ops {
     /// `heads = softmax(scale * heads k) v` for some consecutive tokens: their queries, `tokens * group * head_dim`, become
-    /// their results. What `scores` has is overwritten.
+    /// their results. What `scores` and `floats` have is overwritten. If the latter has room for a page, `P::POSITIONS * head_dim`, what is
+    /// stored is converted to floats once for all heads, else for every few of them.
     ///
     /// # Panics
     /// When `heads` is not a whole number of tokens, or `scores` or a page is too short.
-    pub fn attention<P: KvPages>(&self, with: &Attention<P>, heads: &mut [f32], scores: &mut [f32]) {
+    pub fn attention<P: KvPages>(
+        &self,
+        with: &Attention<P>,
+        heads: &mut [f32],
+        scores: &mut [f32],
+        floats: &mut [f32],
+    ) {
         const { assert!(P::POSITIONS.is_multiple_of(KEYS), "whole blocks of keys in a page") };
         let row_bytes = with.ty.row_bytes(with.head_dim);
         let row_bytes =
@@ -85,7 +93,9 @@ impl Ops {
         let tokens = heads.len() / token;
         let scores = &mut scores[..with.scores(tokens)];
         if tokens > 0 {
-            self.run(Attend { with, row_bytes, tokens, heads, scores });
+            let room = with.ty != KvType::F32 && floats.len() >= P::POSITIONS * with.head_dim;
+            let floats = if room { floats } else { &mut [] };
+            self.run(Attend { with, row_bytes, tokens, heads, scores, floats });
         }
     }
 }
@@ -100,6 +110,8 @@ struct Attend<'a, P> {
     tokens: usize,
     heads: &'a mut [f32],
     scores: &'a mut [f32],
+    /// Room for a page, or nothing where it is read as it is stored.
+    floats: &'a mut [f32],
 }
 
 impl<P: KvPages> Body for Attend<'_, P> {
@@ -166,17 +178,28 @@ impl<P: KvPages> Attend<'_, P> {
                 prefetch_all(&keys[byte(here.start)..byte(here.end)]);
             }
             let next = if page + 1 < pages.end { self.with.pages.keys(page + 1) } else { &[] };
-            for at in here.step_by(KEYS) {
-                let place = byte(at)..byte(at + KEYS);
+            for at in here.clone().step_by(KEYS) {
                 // The same block of the next page.
                 if at + P::POSITIONS < blocks.end {
-                    prefetch_all(&next[place.clone()]);
+                    prefetch_all(&next[byte(at)..byte(at + KEYS)]);
                 }
-                let scores = &mut self.scores[at - blocks.start..];
-                let scale = self.with.scale;
-                // SAFETY: `L` is enabled by the caller; the block has keys of `dim` values.
-                unsafe {
-                    keys::score::<L, E>(&keys[place], dim, self.heads, scale, scores, blocks.len());
+            }
+            let keys = &keys[byte(here.start)..byte(here.end)];
+            let scores = &mut self.scores[here.start - blocks.start..];
+            let (q, scale, stride) = (&*self.heads, self.with.scale, blocks.len());
+            // SAFETY: `L` is enabled by the caller; the blocks have keys of `dim` values.
+            unsafe {
+                if self.floats.is_empty() {
+                    keys::score::<L, E>(keys, bytes, dim, q, scale, scores, stride);
+                } else {
+                    for (block, to) in keys.chunks_exact(bytes).zip(self.floats.chunks_exact_mut(KEYS * dim))
+                    {
+                        for (d, to) in to.chunks_exact_mut(KEYS).enumerate() {
+                            L::store(to.as_mut_ptr(), E::keys::<L>(block.as_ptr(), d));
+                        }
+                    }
+                    let keys = bytes_of(&self.floats[..here.len() * dim]);
+                    keys::score::<L, F32>(keys, 4 * KEYS * dim, dim, q, scale, scores, stride);
                 }
             }
         }
@@ -206,6 +229,26 @@ impl<P: KvPages> Attend<'_, P> {
             }
             let p = &scores[here.start - blocks.start..];
             let values = &values[(here.start - start) * self.row_bytes..(here.end - start) * self.row_bytes];
+            if !self.floats.is_empty() {
+                // SAFETY: `L` is enabled by the caller; the rows have `dim` values, as have their floats.
+                unsafe {
+                    for (row, to) in
+                        values.chunks_exact(self.row_bytes).zip(self.floats.chunks_exact_mut(dim))
+                    {
+                        let whole = dim / 16 * 16;
+                        for at in (0..whole).step_by(16) {
+                            L::store(to[at..].as_mut_ptr(), E::row::<L>(row.as_ptr(), at));
+                        }
+                        if whole < dim {
+                            let (to, n) = (&mut to[whole..], dim - whole);
+                            L::store_n(to.as_mut_ptr(), n, E::row_n::<L>(row.as_ptr(), whole, n));
+                        }
+                    }
+                    let values = bytes_of(&self.floats[..here.len() * dim]);
+                    values::add::<L, F32>(values, 4 * dim, dim, p, blocks.len(), out);
+                }
+                continue;
+            }
             let each = (VALUES_AHEAD / self.row_bytes).max(1);
             let mut parts = values.chunks(each * self.row_bytes).enumerate().peekable();
             while let Some((i, part)) = parts.next() {
@@ -215,6 +258,13 @@ impl<P: KvPages> Attend<'_, P> {
             }
         }
     }
+}
+
+/// Floats as they are stored.
+#[inline(always)]
+fn bytes_of(floats: &[f32]) -> &[u8] {
+    // SAFETY: any bytes of plain values are bytes.
+    unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), size_of_val(floats)) }
 }
 
 /// A type of stored values as they are read, 16 at a time.

@@ -94,9 +94,16 @@ unsafe fn factor<L: Lanes>(x: &[f32], eps: f32) -> f32 {
     // SAFETY: `L` is enabled by the caller; the steps are inside `x`.
     unsafe {
         let mut squares = [L::zero(); SUMS];
-        for (i, s) in steps(x.len()).enumerate() {
-            let v = get::<L>(x, s);
-            squares[i % SUMS] = L::fma(v, v, squares[i % SUMS]);
+        let (rounds, rest) = x.as_chunks::<{ 16 * SUMS }>();
+        for round in rounds {
+            for (i, sum) in squares.iter_mut().enumerate() {
+                let v = L::load(round[16 * i..].as_ptr());
+                *sum = L::fma(v, v, *sum);
+            }
+        }
+        for (sum, s) in squares.iter_mut().zip(steps(rest.len())) {
+            let v = get::<L>(rest, s);
+            *sum = L::fma(v, v, *sum);
         }
         // Sums that a short vector does not have are zeros: nothing is added.
         let mut used = x.len().div_ceil(16).min(SUMS);

@@ -108,10 +108,17 @@ fn dot(q: &[f32], k: &[f32]) -> f32 {
 /// The result of some heads, with nothing written outside of it or of the scores.
 fn attend(ops: Ops, with: &Attention<&Cache>, q: &[f32]) -> Vec<f32> {
     let tokens = q.len() / (with.group * with.head_dim);
-    let (mut heads, mut scores) = (Guarded::of(q), Guarded::new(with.scores(tokens)));
-    ops.attention(with, &mut heads, &mut scores);
-    scores.into_vec();
-    heads.into_vec()
+    let result = |floats: usize| {
+        let (mut heads, mut scores) = (Guarded::of(q), Guarded::new(with.scores(tokens)));
+        let mut floats = Guarded::new(floats);
+        ops.attention(with, &mut heads, &mut scores, &mut floats);
+        floats.into_vec();
+        scores.into_vec();
+        heads.into_vec()
+    };
+    let (once, each) = (result(32 * with.head_dim), result(0));
+    assert!(same_bits(&once, &each), "converted once or for every few heads: {once:?}, {each:?}");
+    once
 }
 
 #[test]
