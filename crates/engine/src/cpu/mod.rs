@@ -67,7 +67,7 @@ const PREFILL_ROWS: usize = 64;
 const TILE_ROWS: usize = 256;
 /// Tokens that go through a unit together: what it computes of more would not stay in the second cache from op to op, and its weights
 /// come from the third one again, where there is one.
-const TOGETHER: usize = 128;
+pub(crate) const TOGETHER: usize = 128;
 /// Values of the gate that one claim takes.
 const GLU_CHUNK: usize = 512;
 /// Tokens that one claim takes of what is done token by token.

@@ -230,3 +230,39 @@ fn sequences_that_begin_alike_share_pages_and_never_write_them() {
     assert_eq!(prefix.pages().0.count(), 2);
     assert_eq!(b.set(&mut pool, &second[..60]).unwrap().0, 32);
 }
+
+#[test]
+fn a_long_batch_gives_every_token_what_small_ones_do() {
+    // More than go through a unit together; of the head, too.
+    let n = crate::cpu::TOGETHER + 5;
+    for (name, mode) in
+        [("alpha", Mode::Int8), ("alpha", Mode::Float), ("gemma3", Mode::Int8), ("qwen2", Mode::Int8)]
+    {
+        let model = model(name, mode);
+        let mut dice = Dice(7);
+        let tokens: Vec<u32> = (0..n).map(|_| dice.roll(model.architecture().vocab) as u32).collect();
+        let options =
+            |batch, outputs| SessionOptions { context: n, batch, outputs, ..SessionOptions::default() };
+        let all = |session: &mut Session, pool: &mut Pool| {
+            let mut all = Vec::new();
+            session.eval_each(pool, &tokens, |_, logits| all.push(bits(logits))).unwrap();
+            all
+        };
+        let one = &mut pool(1);
+        let wanted = all(&mut Session::new(&model, one, options(7, 7)).unwrap(), one);
+        assert_eq!(wanted.len(), n);
+        for threads in [1, 2] {
+            let pool = &mut pool(threads);
+            assert!(
+                all(&mut Session::new(&model, pool, options(n, n)).unwrap(), pool) == wanted,
+                "{name} mapped"
+            );
+            let memory = Memory::new(MemoryOptions::new(256 << 20)).unwrap();
+            let placed = memory.add(name, &model).unwrap();
+            let mut session = Session::placed(&placed, pool, options(n, n)).unwrap();
+            assert!(all(&mut session, pool) == wanted, "{name} in memory, {threads} threads");
+            let scratch = session.scratch.as_ref().unwrap();
+            assert_eq!(scratch.batch, n, "in one step");
+        }
+    }
+}
