@@ -1,7 +1,7 @@
 //! The CPU executor: runs a unit's ops over a batch of tokens on all workers of a pool.
 //!
-//! All workers walk through the op list together. Ops on single tokens are shared out by token and need no barrier
-//! among themselves; products and attention are claimed in pieces, with a barrier before and after. Every element
+//! All workers walk through the op list together, with so many tokens at a time that what they compute stays in the second
+//! cache. Ops on single tokens are claimed by token, one token after another, up to its quantization for the next product; products and attention are claimed in pieces, with a barrier before and after. Every element
 //! of a result is computed by one worker, by operations that depend on nothing but its own inputs, so neither the
 //! number of threads nor the cut of a prompt into batches changes a bit. Nor does it matter whose tokens share a batch:
 //! only rotation, the cache and attention ask which sequence and position a token belongs to.
