@@ -298,17 +298,19 @@ pub fn plan(
                 next(&mut session, pool, last)
             })?;
             let mut later: Vec<Passes> = Vec::new();
+            let mut parts = parts_of(&memory, role);
             for _ in 0..answer {
+                // Before the pass: the last one gives what it is done with to the next model.
+                parts = parts_of(&memory, role);
                 later.push(measure(&memory, || next(&mut session, pool, &[0]))?);
             }
             if round + 1 == rounds {
-                let status = memory.status().into_iter().find(|m| m.names.contains(&role.name));
                 plans.push(ModelPlan {
                     name: role.name.clone(),
                     weight_bytes: role.model.weight_bytes_per_token(),
                     block_bytes: place.parts().map(|(_, _, bytes)| bytes).sum(),
                     session_bytes: session.charged() as u64,
-                    parts: status.map_or_else(Vec::new, |m| m.units.into_iter().map(part).collect()),
+                    parts,
                     prompt,
                     tokens: typical(&later[if answer > SETTLING { SETTLING } else { 0 }..]),
                     rate: rates[i],
@@ -421,8 +423,13 @@ fn fits(roles: &[Role], rehearsal: &Rehearsal, budget: u64, pool: &Pool) -> Resu
     Ok(())
 }
 
-fn part(unit: super::UnitStatus) -> PlannedPart {
-    PlannedPart { name: unit.name, bytes: unit.bytes.0, kept: unit.kept.0 }
+fn parts_of(memory: &Memory, role: &Role) -> Vec<PlannedPart> {
+    let status = memory.status().into_iter().find(|model| model.names.contains(&role.name));
+    let units = status.map_or_else(Vec::new, |model| model.units);
+    units
+        .into_iter()
+        .map(|unit| PlannedPart { name: unit.name, bytes: unit.bytes.0, kept: unit.kept.0 })
+        .collect()
 }
 
 /// What `work` moves and takes. Its loads take next to nothing, since nothing is read.
