@@ -596,7 +596,8 @@ fn buffers_are_those_of_one_pass() {
     // On a busy machine all may be over before anybody looks.
     let one = std::iter::repeat_with(|| most(1)).find(|most| most.0 > 0).unwrap();
     let all = most(4);
-    assert!(all.0 <= 4 * one.0, "buffers of one request: {}, of four: {}", one.0, all.0);
+    // Besides, workers have room for results and for a page of floats where a step has several tokens.
+    assert!(all.0 <= 5 * one.0, "buffers of one request: {}, of four: {}", one.0, all.0);
     assert!(all.0 <= AMPLE / 8, "a small part of the budget: {}", all.0);
     assert!(all.1 <= 4 * one.1, "caches of one request: {}, of four: {}", one.1, all.1);
 }
