@@ -20,7 +20,7 @@ use crate::acts::{Acts, Line};
 use crate::format::Call;
 use crate::simd::amx::{self, COLUMNS, Shapes, Sums};
 use crate::simd::avx512::Avx512 as S;
-use crate::simd::{Bytes, Lanes, prefetch};
+use crate::simd::{Bytes, Lanes};
 use std::mem::MaybeUninit;
 
 /// The call's rows times all its columns, or false where a row has more than one run; results are of no meaning then.
@@ -122,10 +122,6 @@ unsafe fn block<T: Ternary>(call: &mut Call<'_, '_>, first: usize, count: usize)
                 let at = here.step * T::STEP;
                 for half in 0..2 {
                     let to = codes[i % 2].as_mut_ptr().cast::<u8>().add(64 * half);
-                    // The processor sees a stream in each row only by chance: 16 rows are read at once.
-                    for row in &rows_at[half] {
-                        prefetch(row.wrapping_add(at + 2 * T::STEP - 3));
-                    }
                     T::sixteen::<S, _>(&rows_at[half], at, n - at < T::STEP, to, &mut products);
                 }
                 let this = here.step..here.step + 1;
