@@ -12,7 +12,7 @@ use crate::failure::Failure;
 use crate::models::{self, Source};
 use crate::output::bytes;
 use crate::system::System;
-use nexaquant_engine::kernels::Isa;
+use nexaquant_engine::kernels::{Isa, Ops, Scan};
 use nexaquant_engine::limits::median;
 use nexaquant_engine::sampler::SamplingParams;
 use nexaquant_engine::{
@@ -47,12 +47,12 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
     let name = &args.model;
     let mut answerer = Answerer::open(&models::find(name)?, args.generate as usize)?;
     let (layers, threads) = (answerer.model.architecture().hparams.layers.len(), answerer.pool.threads());
-    answerer.answer()?;
+    answerer.answer(|_| ())?;
     let (after, asked_for) = (system.anonymous_memory(), answerer.session.bytes() as u64);
     let mut runs = Vec::new();
     let mut alone = Vec::new();
     for _ in 0..args.repeat {
-        let times = answerer.answer()?;
+        let times = answerer.answer(|_| ())?;
         runs.push(mean(&times) * 1e3);
         // The first pass is the prompt's.
         alone.extend_from_slice(&times[1..]);
@@ -75,24 +75,37 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
     );
 
     let pass = quantile(&alone, 0.5);
-    let spins = spin(&mut answerer.pool, pass, alone.len());
+    let count = Count::of(&mut answerer.pool, pass);
+    let (mut tokens, mut spins, mut reads) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..args.repeat {
+        let (these, beside) = answerer.answer_and_count(&count)?;
+        reads.extend(these.iter().map(|_| answerer.read()));
+        tokens.extend(these);
+        spins.extend(beside);
+    }
     add(
         "jitter alone",
-        Some(spread(&alone)),
+        Some(spread(&tokens)),
         "",
-        format!("(p99 - p50) / p50 of {} tokens, p50 {:.3} ms", alone.len(), pass * 1e3),
+        format!("(p99 - p50) / p50 of {} tokens, p50 {:.3} ms", tokens.len(), quantile(&tokens, 0.5) * 1e3),
     );
     add(
         "jitter of the machine alone",
         Some(spread(&spins)),
         "",
-        "the same of a loop that only counts for as long, on the same threads".to_owned(),
+        "the same of a loop that only counts for as long, on the same threads, after each token".to_owned(),
     );
-    let (loaded, spins) = under_load(processors, || -> Result<_, Failure> {
-        let times = answerer.answer()?[1..].to_vec();
-        let spins = spin(&mut answerer.pool, pass, times.len());
-        Ok((times, spins))
-    })?;
+    add(
+        "jitter of reading alone",
+        Some(spread(&reads)),
+        "",
+        format!(
+            "the same of reading {} of the file, as often after each answer, p50 {:.3} ms",
+            bytes(answerer.model.weight_bytes_per_token()),
+            quantile(&reads, 0.5) * 1e3
+        ),
+    );
+    let (loaded, spins) = under_load(processors, || answerer.answer_and_count(&count))?;
     let load = format!("{processors} threads that compute without end, one a processor");
     add(
         "jitter under load",
@@ -104,7 +117,7 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
         "jitter of the machine under load",
         Some(spread(&spins)),
         "",
-        format!("the counting loop beside {load}"),
+        format!("the counting loop after each token, beside {load}"),
     );
     add(
         "speed under load, of a fair share",
@@ -169,8 +182,8 @@ impl Answerer {
         Ok(Self { model, pool, session, prompt, tokens })
     }
 
-    /// Answers from the beginning; the seconds of each step.
-    fn answer(&mut self) -> Result<Vec<f64>, Failure> {
+    /// Answers from the beginning, and does something else after each step; the seconds of each.
+    fn answer(&mut self, mut after: impl FnMut(&mut Pool)) -> Result<Vec<f64>, Failure> {
         self.session.truncate(0);
         let options = GenerateOptions {
             sampling: SamplingParams {
@@ -193,7 +206,30 @@ impl Answerer {
                 progress => black_box(progress),
             };
             times.push(start.elapsed().as_secs_f64());
+            after(&mut self.pool);
         }
+    }
+
+    /// The seconds of each token, and of the counting loop after it.
+    fn answer_and_count(&mut self, count: &Count) -> Result<(Vec<f64>, Vec<f64>), Failure> {
+        let mut spins = Vec::new();
+        let times = self.answer(|pool| spins.push(count.seconds(pool)))?;
+        // The first step is the prompt's.
+        Ok((times[1..].to_vec(), spins[1..].to_vec()))
+    }
+
+    /// The seconds in which all workers read as many bytes of the file as a token's weights have.
+    fn read(&mut self) -> f64 {
+        let file = self.model.file().bytes();
+        let bytes = &file[..file.len().min(self.model.weight_bytes_per_token() as usize)];
+        let ops = Ops::new(Isa::detect().unwrap_or(Isa::Scalar));
+        let start = Instant::now();
+        self.pool.run(|worker| {
+            if let Some(ops) = ops {
+                black_box(ops.scan(Scan::ALL[0], &bytes[worker.share(bytes.len())]));
+            }
+        });
+        start.elapsed().as_secs_f64()
     }
 }
 
@@ -204,22 +240,27 @@ fn quantile(values: &[f64], q: f64) -> f64 {
     sorted.get(at).copied().unwrap_or(f64::NAN)
 }
 
-/// Counts for about `seconds` on every worker, `times` times, and tells how long each took until all were done. The count is the same
-/// every time, so what differs is the machine.
-fn spin(pool: &mut Pool, seconds: f64, times: usize) -> Vec<f64> {
-    let mut count = |n: u64| {
+/// A loop that counts on every worker. The count is the same every time, so what differs is the machine.
+struct Count(u64);
+
+impl Count {
+    /// One that takes about `seconds`.
+    fn of(pool: &mut Pool, seconds: f64) -> Self {
+        let some = Self(1_000_000);
+        let once = (0..5).map(|_| some.seconds(pool)).fold(f64::INFINITY, f64::min);
+        Self((seconds / once * some.0 as f64).max(1.0) as u64)
+    }
+
+    /// How long it takes until all are done.
+    fn seconds(&self, pool: &mut Pool) -> f64 {
         let start = Instant::now();
         pool.run(|_| {
-            for i in 0..n {
+            for i in 0..self.0 {
                 black_box(i);
             }
         });
         start.elapsed().as_secs_f64()
-    };
-    let n = 1_000_000u64;
-    let each = (0..5).map(|_| count(n)).fold(f64::INFINITY, f64::min) / n as f64;
-    let n = (seconds / each).max(1.0) as u64;
-    (0..times).map(|_| count(n)).collect()
+    }
 }
 
 /// Does `work` while every processor has something else to do.
