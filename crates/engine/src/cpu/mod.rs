@@ -1,10 +1,11 @@
 //! The CPU executor: runs a unit's ops over a batch of tokens on all workers of a pool.
 //!
 //! All workers walk through the op list together, with so many tokens at a time that what they compute stays in the second
-//! cache. Ops on single tokens are claimed by token, one token after another, up to its quantization for the next product; products and attention are claimed in pieces, with a barrier before and after. Every element
-//! of a result is computed by one worker, by operations that depend on nothing but its own inputs, so neither the
-//! number of threads nor the cut of a prompt into batches changes a bit. Nor does it matter whose tokens share a batch:
-//! only rotation, the cache and attention ask which sequence and position a token belongs to.
+//! cache. Ops on single tokens are claimed by token, one token after another, up to its quantization for the next product;
+//! products and attention are claimed in pieces, with a barrier before and after. Every element of a result is computed by
+//! one worker, by operations that depend on nothing but its own inputs, so neither the number of threads nor the cut of a
+//! prompt into batches changes a bit. Nor does it matter whose tokens share a batch: only rotation, the cache and attention
+//! ask which sequence and position a token belongs to.
 //!
 //! With one token a phase is microseconds long, so phases are joined (`single.rs`): every worker normalizes and quantizes
 //! the input of a product for itself, whoever attends with a head also rotates and stores it, and whoever has some of the
@@ -171,9 +172,8 @@ impl Pass<'_> {
     /// Does `ops` to one token after another, which then are quantized as the input of products.
     fn token_by_token(&self, worker: &Worker<'_>, ops: &[Op], inputs: Option<&Inputs>) {
         // What is normalized only to be quantized stays in the inner cache.
-        let normalized = |op: &Op| matches!(op, Op::RmsNorm { out, .. } if out.slot == Slot::Norm);
         let quantized = inputs.is_some_and(|inputs| inputs.all_quantized);
-        let own = quantized && self.place.is_whole_unit() && ops.iter().any(normalized);
+        let own = quantized && self.place.is_whole_unit() && ops.iter().any(normalizes);
         worker.claim(self.which.len(), TOKENS, |items| {
             for i in items {
                 let t = self.which.start + i;
@@ -461,8 +461,17 @@ struct Inputs {
 
 /// How many ops `ops` begin with that touch nothing but one token, before products or what leads up to attention.
 fn ops_of_tokens(ops: &[Op]) -> usize {
-    let together = |op: &Op| matches!(op, Op::MatMul { .. } | Op::Attention { .. } | Op::Glu { .. });
-    (0..ops.len()).find(|&i| together(&ops[i]) || before_attention(&ops[i..]) > 0).unwrap_or(ops.len())
+    (0..ops.len()).find(|&i| is_shared(&ops[i]) || before_attention(&ops[i..]) > 0).unwrap_or(ops.len())
+}
+
+/// Whether workers share out what the op does to one token.
+fn is_shared(op: &Op) -> bool {
+    matches!(op, Op::MatMul { .. } | Op::Attention { .. } | Op::Glu { .. })
+}
+
+/// Whether the op fills slot `Norm`, a row of which a worker may have for itself.
+fn normalizes(op: &Op) -> bool {
+    matches!(op, Op::RmsNorm { out, .. } if out.slot == Slot::Norm)
 }
 
 /// Calls `see` for each product that has some of the values `claimed` of all products' side by side.

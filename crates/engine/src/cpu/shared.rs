@@ -1,8 +1,8 @@
 //! Buffers that the workers of a pool write side by side.
 //!
 //! The executor's rule, on which every `unsafe` use of these rests: **between two barriers, an element is
-//! either written by one worker and read by no other, or read only.** Which worker touches what follows from
-//! the op: token ops by [`Worker::share`](crate::threads::Worker::share), matrix rows and heads by claim.
+//! either written by one worker and read by no other, or read only.** Workers claim tokens, matrix rows and heads
+//! ([`Worker::claim`](crate::threads::Worker::claim)); what is theirs alone they have by their number.
 
 #![allow(unsafe_code)]
 

@@ -4,7 +4,7 @@
 //! quantized without anybody waiting.
 
 use super::attention::before_attention;
-use super::{GLU_CHUNK, Gated, Pass, for_rows};
+use super::{GLU_CHUNK, Gated, Pass, for_rows, is_shared, normalizes};
 use crate::model::op::{Op, Product, Slot, View};
 use crate::threads::Worker;
 use std::ops::Range;
@@ -23,11 +23,10 @@ impl Pass<'_> {
         // Whether something was written that others may read.
         let mut written = false;
         while let [op, rest @ ..] = ops {
-            let private = matches!(op, Op::RmsNorm { out, .. } if out.slot == Slot::Norm);
-            let alone = matches!(op, Op::MatMul { .. } | Op::Attention { .. } | Op::Glu { .. });
+            let private = normalizes(op);
             let heads = before_attention(ops);
             // The ops of a token all belong to one worker, so nobody waits between them.
-            if written && (private || alone || heads > 0) {
+            if written && (private || is_shared(op) || heads > 0) {
                 worker.barrier();
                 written = false;
             }
