@@ -135,6 +135,79 @@ fn ternary_rows_of_one_scale_are_the_rounded_exact_integer() {
     }
 }
 
+/// Rows and columns of a whole tile and some more, whose sums are as large as they can be, in any quarter of the tile; and rows longer
+/// than what one sum holds.
+#[test]
+fn tiles_of_ternary_rows_are_exact_at_the_extremes() {
+    let mut rng = Rng(0x0c12_3400_0777_1234);
+    let (rows, n) = (64 + 40, 21);
+    for &format in FORMATS.iter().filter(|f| f.ternary) {
+        // 28 steps of 256 weights fit one sum.
+        for cols in [28 * 256, 28 * 256 + format.block, 57 * 256] {
+            let mut sign = || if rng.next() >> 63 == 0 { 1.0 } else { -1.0 };
+            let signs: Vec<f32> = (0..cols).map(|_| sign()).collect();
+            // All +1 and all -1, the most that the third column gives, and anything.
+            let row = |r: usize, e: usize| {
+                [1.0, -1.0, signs[e], -signs[e], (e * 7 + r * 13) as f32 % 3.0 - 1.0][r % 5]
+            };
+            let values: Vec<f32> = (0..rows * cols).map(|i| row(i / cols, i % cols)).collect();
+            let mut bytes = vec![0; format.tensor_bytes(rows, cols).unwrap()];
+            format.quantize(&values, cols, &mut bytes);
+            let w = Weights::new(format, &bytes, rows, cols).unwrap();
+            let x: Vec<f32> = (0..n * cols)
+                .map(|i| {
+                    let (c, e) = (i / cols, i % cols);
+                    [
+                        127.0,
+                        -127.0,
+                        127.0 * signs[e],
+                        if e == 0 { 127.0 } else { (e * 31 % 255) as f32 - 127.0 },
+                    ][c % 4]
+                })
+                .collect();
+            for isa in Isa::available() {
+                let kernel = BoundKernel::new(format, Mode::Int8, isa).unwrap();
+                let y = run(kernel, &w, &x, n);
+                for (c, x) in x.chunks(cols).enumerate() {
+                    for (r, values) in values.chunks(cols).enumerate() {
+                        let sum: i64 = values.iter().zip(x).map(|(w, x)| *w as i64 * *x as i64).sum();
+                        // Below 2^24, and the scale is 1.
+                        assert_eq!(y[c * rows + r], sum as f32, "{kernel:?} {cols} row {r} column {c}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A tile in which one row has a code that no encoder writes, or a scale of its own.
+#[test]
+fn tiles_with_an_odd_row_return_the_bits_of_scalar() {
+    let mut rng = Rng(0x0c12_3400_0777_4321);
+    let (rows, cols, n) = (64, 768, 16);
+    for &format in FORMATS.iter().filter(|f| f.ternary) {
+        let row_bytes = format.row_bytes(cols).unwrap();
+        let x = columns(cols, n, &mut rng);
+        for row in [0, 17, 40, 63] {
+            let values: Vec<f32> = (0..rows * cols).map(|_| (rng.next() % 3) as f32 - 1.0).collect();
+            let mut bytes = vec![0; format.tensor_bytes(rows, cols).unwrap()];
+            format.quantize(&values, cols, &mut bytes);
+            for odd in [row * row_bytes + 33, (row + 1) * row_bytes - 1] {
+                bytes[odd] ^= 0x03;
+                bytes[odd] |= 0x30;
+                let w = Weights::new(format, &bytes, rows, cols).unwrap();
+                let oracle = run(BoundKernel::new(format, Mode::Int8, Isa::Scalar).unwrap(), &w, &x, n);
+                for isa in Isa::available() {
+                    let kernel = BoundKernel::new(format, Mode::Int8, isa).unwrap();
+                    for (i, (a, b)) in run(kernel, &w, &x, n).iter().zip(&oracle).enumerate() {
+                        assert!(same(*a, *b), "{kernel:?} odd byte {odd}, element {i}: {a} {b}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// The rows, without the tail of a tensor, end where a page ends that nobody may read beyond.
 #[cfg(target_os = "linux")]
 #[test]

@@ -125,7 +125,7 @@ unsafe fn block<T: Ternary>(call: &mut Call<'_, '_>, first: usize, count: usize)
                     T::sixteen::<S, _>(&rows_at[half], at, n - at < T::STEP, to, &mut products);
                 }
                 let this = here.step..here.step + 1;
-                ask_for_results(call, first, here.tile * ROWS, share(2 * count, &this, steps));
+                ask_for_results(call, first, here.tile * ROWS, 2, share(2 * count, &this, steps));
                 if first == 0 {
                     ask_for_next(bytes, share(bytes.len(), &this, steps));
                 }

@@ -12,6 +12,7 @@
 //! of 128. Blocks have no scale of their own, so every row is one run.
 
 use super::Blocks;
+use super::residues::join_two_bits;
 use super::ternary::{
     Beside, Ternary, ternarize, ternary_float, two_bit_four, two_bit_planes, two_bit_sixteen,
 };
@@ -78,6 +79,11 @@ impl Ternary for I2S {
     ) {
         // SAFETY: as above, of each row; the rest by the caller.
         unsafe { two_bit_sixteen::<Self, S, B, true>(rows, at, half, to, beside) }
+    }
+    #[inline(always)]
+    unsafe fn joint<S: Bytes>(rows: &[[*const u8; 16]], at: usize, half: bool, to: *mut u8) -> bool {
+        // SAFETY: as above.
+        unsafe { join_two_bits::<Self, S, true>(rows, at, half, to) }
     }
     #[inline(always)]
     unsafe fn four<S: Bytes, const ARRANGED: bool>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]) {

@@ -33,6 +33,7 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod residues;
 mod scaled;
 mod scaled_tile;
 mod superblocks;

@@ -18,9 +18,11 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::amx;
+use super::residues::Joint;
+use super::tile::{Plain, Tiling};
 use super::{
-    AHEAD, Blocks, Column, FloatRow, Int8Row, Quarters, four_of, int8_rows, many_columns_kernels, row_bytes,
-    ternary_kernels, tile,
+    AHEAD, Blocks, Column, FloatRow, Int8Row, Quarters, four_of, int8_rows, many_columns_kernels, residues,
+    row_bytes, ternary_kernels, tile,
 };
 use crate::acts::{Acts, Grain, Line};
 use crate::format::{Call, Format, Kernel};
@@ -74,6 +76,16 @@ pub(crate) trait Ternary: Blocks {
         to: *mut u8,
         beside: &mut B,
     );
+    /// Of four times 16 rows, whose steps begin as for [`sixteen`](Self::sixteen), the lines of [`super::residues`]: 64 times three. False
+    /// where a code is 3.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn joint<S: Bytes>(rows: &[[*const u8; 16]], at: usize, half: bool, to: *mut u8) -> bool {
+        // SAFETY: by the caller.
+        unsafe { residues::join_codes::<Self, S>(rows, at, half, to) }
+    }
     /// Of four rows of one length: i32 lanes whose total is the sum of code * q over the row, for a column at `q`, or one that was
     /// arranged; and the bits in which scales of its blocks differ from the first one's.
     ///
@@ -115,17 +127,32 @@ pub(super) unsafe fn two_bit_sixteen<T: Ternary, S: Bytes, B: Beside, const HIGH
 ) {
     // SAFETY: by the caller.
     unsafe {
-        let rows = rows.map(|row| row.wrapping_add(at));
-        // Half a step twice: the columns are zero there.
-        let turned = if T::BLOCK < 256 && half {
-            S::turn16::<0, 16, 0, 16>(rows)
-        } else {
-            S::turn16::<0, 16, 32, 48>(rows)
-        };
+        let turned = two_bit_turned::<T, S>(rows, at, half);
         beside.next();
         eight::<S, HIGH_FIRST>(&turned, 0, to);
         beside.next();
         eight::<S, HIGH_FIRST>(&turned, 8, to);
+    }
+}
+
+/// The bytes of a step of 16 rows: number j has the bytes whose codes are numbers `16 l + j` of [`Ternary::sixteen`].
+///
+/// # Safety
+/// As there.
+#[inline(always)]
+pub(super) unsafe fn two_bit_turned<T: Ternary, S: Bytes>(
+    rows: &[*const u8; 16],
+    at: usize,
+    half: bool,
+) -> [S::V; 16] {
+    let rows = rows.map(|row| row.wrapping_add(at));
+    // SAFETY: by the caller. Half a step twice: the columns are zero there.
+    unsafe {
+        if T::BLOCK < 256 && half {
+            S::turn16::<0, 16, 0, 16>(rows)
+        } else {
+            S::turn16::<0, 16, 32, 48>(rows)
+        }
     }
 }
 
@@ -423,9 +450,19 @@ pub(super) unsafe fn ternary_rows<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>)
 /// The entry point for so many columns that a tile pays.
 #[inline(always)]
 pub(super) unsafe fn many_columns<T: Ternary, S: Bytes>(call: &mut Call<'_, '_>) {
+    let rows = call.out.rows();
+    // Bytes of a tile that is not full are multiplied like others: up to half of one is better plain.
+    let joint = if S::SIGNED || call.acts.n() < residues::COLUMNS {
+        0
+    } else {
+        (rows + Plain::ROWS - 1) / Joint::ROWS * Joint::ROWS
+    };
+    let joint = joint.min(rows);
     // SAFETY: the caller's promises, passed on.
     unsafe {
-        if !tile::multiply::<T, S>(call) {
+        let ok = (joint == 0 || tile::multiply::<Joint, T, S>(call, 0..joint))
+            && (joint == rows || tile::multiply::<Plain, T, S>(call, joint..rows));
+        if !(ok || joint > 0 && tile::multiply::<Plain, T, S>(call, 0..rows)) {
             int8_rows::<T, S>(call);
         }
     }

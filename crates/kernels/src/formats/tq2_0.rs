@@ -6,6 +6,7 @@
 //! element g*128 + l*32 + m  =  (((qs[g*32 + m] >> 2*l) & 3) - 1) * d      g < 2, l < 4, m < 32
 //! ```
 
+use super::residues::join_two_bits;
 use super::ternary::{
     Beside, Ternary, ternarize, ternary_float, two_bit_four, two_bit_planes, two_bit_sixteen,
 };
@@ -72,6 +73,11 @@ impl Ternary for Tq2_0 {
     ) {
         // SAFETY: as above, of each row; the rest by the caller.
         unsafe { two_bit_sixteen::<Self, S, B, false>(rows, at, half, to, beside) }
+    }
+    #[inline(always)]
+    unsafe fn joint<S: Bytes>(rows: &[[*const u8; 16]], at: usize, half: bool, to: *mut u8) -> bool {
+        // SAFETY: as above.
+        unsafe { join_two_bits::<Self, S, false>(rows, at, half, to) }
     }
     #[inline(always)]
     unsafe fn four<S: Bytes, const ARRANGED: bool>(rows: [&[u8]; 4], q: *const i8) -> ([S::V; 4], [u16; 4]) {

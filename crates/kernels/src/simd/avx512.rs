@@ -456,6 +456,14 @@ impl Bytes for Avx512 {
         unsafe { _mm512_sub_epi32(a, b) }
     }
     #[inline(always)]
+    unsafe fn mul_i32(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_mullo_epi32(a, b) }
+    }
+    #[inline(always)]
+    unsafe fn to_i32(a: __m512) -> __m512i {
+        unsafe { _mm512_cvtps_epi32(a) }
+    }
+    #[inline(always)]
     unsafe fn bits_of_f(a: __m512) -> __m512i {
         unsafe { _mm512_castps_si512(a) }
     }

@@ -240,6 +240,10 @@ pub(crate) trait Bytes: Lanes {
     unsafe fn widen_i8(p: *const i8) -> Self::V;
     unsafe fn splat_i32(x: i32) -> Self::V;
     unsafe fn sub_i32(a: Self::V, b: Self::V) -> Self::V;
+    /// Lanes of 32 bits, without what overflows.
+    unsafe fn mul_i32(a: Self::V, b: Self::V) -> Self::V;
+    /// f32 lanes to i32, round to nearest even.
+    unsafe fn to_i32(a: Self::F) -> Self::V;
     /// The bits of f32 lanes.
     unsafe fn bits_of_f(a: Self::F) -> Self::V;
     /// 16 rows of four times 16 bytes, which begin `A`, `B`, `C` and `D` bytes behind their pointers, seen as a 16 x 16 matrix

@@ -403,6 +403,14 @@ impl Bytes for Avx2 {
         both!(_mm256_sub_epi32, a, b)
     }
     #[inline(always)]
+    unsafe fn mul_i32(a: Self::V, b: Self::V) -> Self::V {
+        both!(_mm256_mullo_epi32, a, b)
+    }
+    #[inline(always)]
+    unsafe fn to_i32(a: Self::F) -> Self::V {
+        both!(_mm256_cvtps_epi32, a)
+    }
+    #[inline(always)]
     unsafe fn bits_of_f(a: Self::F) -> Self::V {
         unsafe { (_mm256_castps_si256(a.0), _mm256_castps_si256(a.1)) }
     }
