@@ -17,9 +17,14 @@ pub struct Speaker {
 }
 
 impl Speaker {
-    /// Opens a session on `pool`.
-    pub fn new(model: &Model, mut pool: Pool, options: &options::Engine) -> Result<Self, Failure> {
-        let session = engine::session(model, &mut pool, options, options.session(0))?;
+    /// Opens a session on `pool` for answers with so many guesses ahead.
+    pub fn new(
+        model: &Model,
+        mut pool: Pool,
+        options: &options::Engine,
+        guesses: usize,
+    ) -> Result<Self, Failure> {
+        let session = engine::session(model, &mut pool, options, options.answering_session(guesses))?;
         Ok(Self { session, pool, interrupt: Interrupt::new() })
     }
 
@@ -71,7 +76,12 @@ pub fn measured(stats: &Stats) -> String {
         let (speed, ms) = (stats.tokens_per_s(), stats.ms_per_token());
         parts.push(format!("answer {}, {speed:.1} tokens/s, {ms:.2} ms/token", count(stats.tokens)));
         let (read, rate) = (bytes(stats.weight_bytes_per_token), stats.gb_per_s());
-        parts.push(format!("{read} of weights a token, {rate:.2} GB/s"));
+        let what = if stats.passes < stats.steps {
+            format!("pass, {} passes", stats.passes)
+        } else {
+            "token".to_owned()
+        };
+        parts.push(format!("{read} of weights a {what}, {rate:.2} GB/s"));
     } else {
         parts.push(format!("answer {}", count(stats.tokens)));
     }
@@ -96,12 +106,17 @@ mod tests {
             tokens: 21,
             generate_time: Duration::from_millis(200),
             steps: 20,
+            passes: 20,
             weight_bytes_per_token: 4_000_000,
         };
         assert_eq!(
             measured(&stats),
             "prompt 10 tokens (+5 kept), 100.0 tokens/s | answer 21 tokens, 100.0 tokens/s, 10.00 ms/token | \
              4.00 MB of weights a token, 0.40 GB/s"
+        );
+        let guessed = Stats { passes: 10, ..stats };
+        assert!(
+            measured(&guessed).ends_with("10.00 ms/token | 4.00 MB of weights a pass, 10 passes, 0.20 GB/s")
         );
         let one = Stats { tokens: 1, steps: 0, ..stats };
         assert_eq!(measured(&one), "prompt 10 tokens (+5 kept), 100.0 tokens/s | answer 1 token");

@@ -7,6 +7,7 @@ mod verify;
 
 pub use bench::{AnnouncedArgs, BenchArgs, BenchCommand, KernelsArgs, OutputArgs};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use nexaquant_engine::MOST_GUESSES;
 use std::ffi::OsString;
 use std::path::PathBuf;
 pub use verify::VerifyArgs;
@@ -491,6 +492,10 @@ pub struct AnswerArgs {
     /// Go on after the model has ended its turn, until --max-tokens or the context is full.
     #[arg(long)]
     pub ignore_eos: bool,
+    /// Guess up to N tokens ahead where the text repeats itself, and check them in one pass where that is faster; 0: never. The
+    /// answer is the same. Not on a device.
+    #[arg(long, value_name = "N", default_value_t = MOST_GUESSES)]
+    pub draft: usize,
 }
 
 /// How tokens are chosen.

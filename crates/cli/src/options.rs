@@ -7,7 +7,9 @@ use crate::models::{self, Source};
 use nexaquant_engine::kernels::{KvType, Mode};
 use nexaquant_engine::opencl::GpuOptions;
 use nexaquant_engine::sampler::SamplingParams;
-use nexaquant_engine::{DEFAULT_CONTEXT, GenerateOptions, LoadOptions, PoolOptions, SessionOptions};
+use nexaquant_engine::{
+    DEFAULT_CONTEXT, GenerateOptions, LoadOptions, MOST_GUESSES, PoolOptions, SessionOptions,
+};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -37,6 +39,12 @@ impl Engine {
         // A number of threads that was asked for is used.
         let all_threads = self.pool.threads.is_some();
         SessionOptions { context, kv: self.kv, batch: self.batch, all_threads, outputs: 1 }
+    }
+
+    /// The same for answers with so many guesses ahead, whose logits take room.
+    pub fn answering_session(&self, guesses: usize) -> SessionOptions {
+        let guesses = if self.device == "cpu" { guesses.min(MOST_GUESSES) } else { 0 };
+        SessionOptions { outputs: 1 + guesses, ..self.session(0) }
     }
 
     /// The same where the logits of every token are wanted. A step of a few tokens is nearly as fast as a full one, and
@@ -195,6 +203,7 @@ pub fn generate(answer: AnswerArgs, args: SamplingArgs, raw: bool) -> Result<Gen
         stop: answer.stop,
         ignore_end: answer.ignore_eos,
         continues_prompt: raw,
+        guesses: answer.draft,
         ..GenerateOptions::default()
     })
 }

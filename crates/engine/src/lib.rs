@@ -42,7 +42,8 @@ mod weights;
 pub use cpu::OutOfMemory;
 pub use file::{FileError, ModelFile};
 pub use generate::{
-    Answer, Finish, GenerateError, GenerateOptions, Generation, Pooling, Progress, Scored, Stats, generate,
+    Answer, Finish, GenerateError, GenerateOptions, Generation, MOST_GUESSES, Pooling, Progress, Scored,
+    Stats, generate,
 };
 pub use kv::{KvTypeError, PAGE};
 pub use loader::{LoadCause, LoadError, LoadOptions, Model};

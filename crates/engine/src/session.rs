@@ -40,7 +40,7 @@ pub struct SessionOptions {
     /// Use every worker in every step. Otherwise steps are timed, and the calling thread computes alone where that is
     /// faster: a small model, or cores that other programs use. The result is the same.
     pub all_threads: bool,
-    /// Most tokens of a step whose logits are wanted ([`Session::eval_each`]); the others use one.
+    /// Most tokens of a step whose logits are wanted ([`Session::eval_each`], and answers that guess ahead); the others use one.
     pub outputs: usize,
 }
 
@@ -152,10 +152,13 @@ pub struct Session {
     outputs: usize,
     kv: KvCache,
     tokens: Vec<u32>,
+    /// Positions whose logits nobody has taken yet, and the one that has the first row of them.
+    ahead: Range<usize>,
+    first_row: usize,
     context: usize,
     all_threads: bool,
-    /// For steps of one token and for longer ones.
-    tuners: [Tuner; 2],
+    /// For steps of one token and for longer ones, by the power of two.
+    tuners: [Tuner; shared::KINDS],
 }
 
 impl Session {
@@ -185,6 +188,11 @@ impl Session {
             session.batch /= 2;
         }
         session.outputs = session.outputs.min(session.batch);
+        // All of an answer's steps have buffers for so many tokens; a smaller part must do.
+        while session.outputs > 1 && session.sizes(session.outputs, pool.threads()).bytes() as u64 > share / 8
+        {
+            session.outputs /= 2;
+        }
         Ok(session)
     }
 
@@ -213,9 +221,11 @@ impl Session {
             outputs: options.outputs,
             kv: KvCache::new(layout),
             tokens: Vec::with_capacity(context.min(1 << 20)),
+            ahead: 0..0,
+            first_row: 0,
             context,
             all_threads: options.all_threads,
-            tuners: [Tuner::new(), Tuner::new()],
+            tuners: std::array::from_fn(|_| Tuner::new()),
         };
         session.batch = session.sizes(session.batch, pool.threads()).batch();
         session.outputs = session.outputs.clamp(1, session.batch);
@@ -267,6 +277,7 @@ impl Session {
     /// come before. Logits of the last step are gone then.
     pub fn rest(&mut self) {
         (self.scratch, self.paid, self.gathered) = (None, None, Vec::new());
+        self.ahead = 0..0;
         if let Some(device) = &mut self.device {
             device.rest();
         }
@@ -277,6 +288,7 @@ impl Session {
         self.tokens.truncate(len);
         let left = self.kv.shrink(self.tokens.len());
         self.tokens.truncate(left);
+        self.ahead.end = self.ahead.end.min(left);
         if let Some(device) = &mut self.device {
             device.shrink(self.tokens.len());
         }
@@ -378,6 +390,30 @@ impl Session {
         Ok(())
     }
 
+    /// Appends one step's tokens, [`outputs`](Self::outputs) at most, and keeps the logits after each of them until the next step.
+    pub(crate) fn eval_ahead(&mut self, pool: &mut Pool, tokens: &[u32]) -> Result<(), EvalError> {
+        self.check(tokens, self.tokens.len())?;
+        let first = self.tokens.len();
+        self.step(pool, tokens, 0..tokens.len())?;
+        (self.ahead, self.first_row) = (first..self.tokens.len(), first);
+        Ok(())
+    }
+
+    /// The logits after the token at a position, where [`eval_ahead`](Self::eval_ahead) has left them: once, since sampling changes
+    /// them, and not those of earlier ones any more.
+    pub(crate) fn take_logits(&mut self, position: usize) -> Option<&mut [f32]> {
+        if !self.ahead.contains(&position) {
+            return None;
+        }
+        self.ahead.start = position + 1;
+        Some(self.logits(position - self.first_row))
+    }
+
+    /// Most tokens of a step whose logits can be wanted; one where a device computes them.
+    pub(crate) fn outputs(&self) -> usize {
+        if self.device.is_some() { 1 } else { self.outputs }
+    }
+
     fn check(&self, tokens: &[u32], at: usize) -> Result<(), EvalError> {
         let needed = at + tokens.len();
         if needed > self.context {
@@ -427,12 +463,14 @@ impl Session {
     pub(crate) fn prepare(&mut self, threads: usize, tokens: usize) -> Result<(), EvalError> {
         let model = self.model.clone();
         if let Some(tenancy) = &self.tenancy {
-            // As large as this kind of step needs.
-            let fits =
-                |s: &Scratch| s.threads() >= threads && s.batch >= tokens && (tokens > 1 || s.batch == 1);
+            // As large as this kind of step needs: a prompt's, or that of an answer.
+            let small = self.outputs;
+            let fits = |s: &Scratch| {
+                s.threads() >= threads && s.batch >= tokens && (tokens > small || s.batch <= small)
+            };
             if !self.scratch.as_ref().is_some_and(fits) {
                 (self.scratch, self.paid) = (None, None);
-                let sizes = self.sizes(if tokens == 1 { 1 } else { self.batch }, threads);
+                let sizes = self.sizes(if tokens <= small { small } else { self.batch }, threads);
                 let row = model.weights().row_bytes(model.architecture().embedding);
                 let gathered = row * sizes.batch();
                 let mut paid = tenancy.pay(Class::Scratch, sizes.bytes() + gathered)?;
@@ -460,6 +498,7 @@ impl Session {
 
     /// One forward pass over at most a batch; the head runs for `outputs` (indices in `tokens`).
     fn step(&mut self, pool: &mut Pool, tokens: &[u32], outputs: Range<usize>) -> Result<(), EvalError> {
+        self.ahead = 0..0;
         // The head is the device's where there is one.
         let here = if self.device.is_some() { 0..0 } else { outputs.clone() };
         self.on_host(pool, tokens, here)?;
@@ -491,7 +530,7 @@ impl Session {
             apart: tokens.len() == 1,
             gathered: self.tenancy.as_ref().map(|_| self.gathered.as_slice()),
         };
-        let tuner = &mut self.tuners[usize::from(tokens.len() > 1)];
+        let tuner = &mut self.tuners[shared::kind(tokens.len())];
         let alone = tuner.crew() == Crew::Alone && !self.all_threads;
         let start = Instant::now();
         run(&step, self.host, model, self.tenancy.as_ref(), &outputs, (pool, alone))?;

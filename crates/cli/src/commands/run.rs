@@ -33,7 +33,7 @@ pub fn run(args: RunArgs) -> Result<(), Failure> {
         }
     };
     let threads = pool.threads();
-    let mut speaker = Speaker::new(&model, pool, &run.engine)?;
+    let mut speaker = Speaker::new(&model, pool, &run.engine, run.generate.guesses)?;
 
     if run.json {
         let generation = speaker.answer(&prompt, &run.generate, |_| true)?;
@@ -65,6 +65,7 @@ fn as_json(model: &Model, threads: usize, prompt_tokens: usize, generation: &Gen
         "prompt_tokens": prompt_tokens,
         "tokens": generation.tokens,
         "prompt_tokens_per_s": stats.prompt_tokens_per_s(),
+        "passes": stats.passes,
         "tokens_per_s": per_step(stats.tokens_per_s()),
         "ms_per_token": per_step(stats.ms_per_token()),
         "weight_bytes_per_token": stats.weight_bytes_per_token,

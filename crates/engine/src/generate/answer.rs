@@ -3,11 +3,13 @@
 //! What the answer is made of is one sequence: the prompt and the tokens sampled so far. A step compares it with what the
 //! session holds, computes the next chunk of what is missing and, if nothing is missing then, samples. So the first
 //! steps read the prompt, each later one evaluates one token, and a session that lost its cache between two steps is
-//! brought back by the same rule. Logits never outlive the step that computed them.
+//! brought back by the same rule. Where a pass was made with guesses at the next tokens, the steps after it find their logits in the
+//! session for as long as the guesses come true, and make no pass.
 //!
 //! [`Answer::step`] makes the pass itself. Where answers share one, whoever makes it asks each for its chunk and tells it what
 //! came of that.
 
+use super::lookup::Lookup;
 use super::{Finish, GenerateError, GenerateOptions, Generation, Stats};
 use crate::loader::Model;
 use crate::opencl::MOST_BEST;
@@ -36,6 +38,8 @@ pub struct Answer {
     sampler: Sampler,
     constraint: Option<Box<dyn Constraint>>,
     pooled: Option<Pooled>,
+    /// Where tokens are guessed ahead.
+    lookup: Option<Lookup>,
     log_probs: Option<usize>,
     /// The last token, if its probability is wanted and nobody has asked yet.
     scored: Option<Scored>,
@@ -160,6 +164,7 @@ impl Answer {
             sampler,
             constraint: options.constraint,
             pooled: options.pooling.map(|how| Pooled { how, sum: Vec::new(), tokens: 0 }),
+            lookup: (options.guesses > 0).then(|| Lookup::new(options.guesses)),
             log_probs: options.log_probs,
             scored: None,
             decoder: if options.continues_prompt {
@@ -188,7 +193,25 @@ impl Answer {
             return Ok(self.done(finish));
         }
         let (start, model) = (Instant::now(), session.model().clone());
+        if session.tokens().starts_with(&self.sequence)
+            && let Some(logits) = session.take_logits(self.sequence.len() - 1)
+        {
+            self.computed = self.sequence.len();
+            self.stats.steps += 1;
+            let progress = self.advance(&model, Output::Logits(logits));
+            self.forget_guesses(session);
+            return progress;
+        }
         let chunk = self.chunk(session, session.batch());
+        if let Some(guessed) = self.guessed(session, &chunk) {
+            session.eval_ahead(pool, &guessed)?;
+            self.computed(&chunk, start.elapsed(), |_| Vec::new());
+            self.note_pass(guessed.len(), start.elapsed());
+            let logits = session.take_logits(chunk.start).unwrap_or(&mut []);
+            let progress = self.advance(&model, Output::Logits(logits));
+            self.forget_guesses(session);
+            return progress;
+        }
         let (tokens, last) = (self.tokens(&chunk), self.is_last(&chunk));
         // Where nothing needs all logits, a device may find what is needed.
         let wanted = match (&self.log_probs, &self.constraint) {
@@ -202,6 +225,9 @@ impl Answer {
             None => session.extend(pool, tokens)?,
         }
         self.computed(&chunk, start.elapsed(), |row| session.hidden(row));
+        if self.sampled() > 0 && chunk.len() == 1 {
+            self.note_pass(1, start.elapsed());
+        }
         let sampling = Instant::now();
         if let Some(Best::Few(few)) = &mut best {
             best = self.sampler.sample_best(few)?.map(Best::Token);
@@ -216,6 +242,41 @@ impl Answer {
             _ => Output::None,
         };
         self.advance(&model, output)
+    }
+
+    /// The last token and guesses at those after it, if that is all that is missing and some are worth it.
+    fn guessed(&mut self, session: &Session, chunk: &Range<usize>) -> Option<Vec<u32>> {
+        let total = self.sequence.len();
+        if self.sampled() == 0 || *chunk != (total - 1..total) {
+            return None;
+        }
+        // Neither beyond the answer nor beyond the context, and with logits for all of them.
+        let left = self.limit.saturating_sub(self.sampled() + 1);
+        let room = left.min(session.free().saturating_sub(1)).min(session.outputs().saturating_sub(1));
+        let guess = self.lookup.as_mut()?.guess(&self.sequence, room);
+        (!guess.is_empty()).then(|| [&self.sequence[total - 1..], &guess].concat())
+    }
+
+    /// Has the session forget guesses that an answer which is over has not come to.
+    fn forget_guesses(&self, session: &mut Session) {
+        if self.end.is_some() {
+            session.truncate(shared(session, &self.sequence));
+        }
+    }
+
+    /// Makes every guess worth a pass, whatever was measured.
+    #[cfg(test)]
+    pub(super) fn guess_always(&mut self) {
+        if let Some(lookup) = &mut self.lookup {
+            lookup.always();
+        }
+    }
+
+    /// Notes how long a pass took that began with the last token.
+    fn note_pass(&mut self, tokens: usize, took: Duration) {
+        if let Some(lookup) = &mut self.lookup {
+            lookup.record(tokens, took);
+        }
     }
 
     /// How many tokens the session must compute before the next one can be sampled; at least the last one of the sequence,
@@ -264,6 +325,7 @@ impl Answer {
         if self.sampled() > 0 {
             self.stats.generate_time += took;
             self.stats.steps += 1;
+            self.stats.passes += 1;
             return;
         }
         self.stats.prompt_time += took;

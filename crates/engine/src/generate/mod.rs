@@ -4,9 +4,11 @@
 //! be stopped between two passes; [`generate`] is the loop for a caller with one session.
 
 mod answer;
+mod lookup;
 mod stats;
 
 pub use answer::{Answer, Pooling, Progress, Scored};
+pub use lookup::MOST_GUESSES;
 pub use stats::Stats;
 
 pub(crate) use answer::Output;
@@ -35,6 +37,9 @@ pub struct GenerateOptions {
     pub pooling: Option<Pooling>,
     /// What the answer must follow.
     pub constraint: Option<Box<dyn Constraint>>,
+    /// Guess so many tokens ahead, [`MOST_GUESSES`] at most, where the text repeats itself and the session has room for
+    /// as many logits ([`SessionOptions::outputs`](crate::SessionOptions::outputs)); 0: none. The answer is the same.
+    pub guesses: usize,
 }
 
 /// Why an answer ended.

@@ -16,8 +16,10 @@ pub struct Stats {
     /// Time in steps from the first logits to the end: sampling, forward passes, decoding. What happens between two
     /// steps (delivery of the text, turns of others) is not in it.
     pub generate_time: Duration,
-    /// Forward passes in that time: each reads the weights once (the first token needs none).
+    /// Tokens generated in that time: all but the first, whose logits are the prompt's.
     pub steps: usize,
+    /// Forward passes in that time: each reads the weights once. Fewer than tokens where guesses came true.
+    pub passes: usize,
     /// Bytes of weights one forward pass reads.
     pub weight_bytes_per_token: u64,
 }
@@ -27,17 +29,17 @@ impl Stats {
     pub fn prompt_tokens_per_s(&self) -> f64 {
         per_second(self.prompt_tokens, self.prompt_time)
     }
-    /// Forward passes per second while generating.
+    /// Tokens per second while generating.
     pub fn tokens_per_s(&self) -> f64 {
         per_second(self.steps, self.generate_time)
     }
-    /// Milliseconds per forward pass while generating.
+    /// Milliseconds per token while generating.
     pub fn ms_per_token(&self) -> f64 {
         if self.steps == 0 { 0.0 } else { self.generate_time.as_secs_f64() * 1e3 / self.steps as f64 }
     }
     /// Bytes of weights read per second while generating, in 1e9.
     pub fn gb_per_s(&self) -> f64 {
-        self.tokens_per_s() * self.weight_bytes_per_token as f64 / 1e9
+        per_second(self.passes, self.generate_time) * self.weight_bytes_per_token as f64 / 1e9
     }
 }
 

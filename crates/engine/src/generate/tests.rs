@@ -59,6 +59,7 @@ fn straight(
         }
         logits = session.eval(pool, &[token]).unwrap();
         stats.steps += 1;
+        stats.passes += 1;
     };
     stats.tokens = tokens.len();
     if !matches!(finish, Finish::Stop | Finish::Cancelled) {
@@ -322,6 +323,67 @@ fn answers_in_turns_and_sessions_that_lost_their_cache_give_the_same() {
             }
         }
     }
+}
+
+/// Text that repeats itself, with guesses at every chance: the same answer in fewer passes, however it ends and whatever happens to the
+/// session between two steps.
+#[test]
+fn guesses_change_nothing_but_the_number_of_passes() {
+    let mut bench = Bench::new();
+    let tokenizer = bench.model.tokenizer().clone();
+    let text = "The fox has a red hat. The bear has a red hat. The fox has a red hat. The bear has a red";
+    let prompt = tokenizer.encode_sequence(text, Special::AsText).unwrap();
+    let warm =
+        SamplingParams { temperature: 0.9, seed: Some(3), repeat_penalty: 1.05, ..SamplingParams::default() };
+    let all = GenerateOptions { ignore_end: true, log_probs: Some(2), ..greedy(60) };
+    let (n, stop) = (prompt.len(), vec!["fox has".to_owned()]);
+    let (mut fewer, mut wrong) = (0, 0);
+    for (name, context, options) in [
+        ("greedy", 256, all.clone()),
+        ("sampled", 256, GenerateOptions { sampling: warm, ..all.clone() }),
+        ("stop", 256, GenerateOptions { stop, ..all.clone() }),
+        ("ends", 256, greedy(60)),
+        ("limit", 256, GenerateOptions { max_tokens: Some(7), ..all.clone() }),
+        ("full context", n + 9, GenerateOptions { max_tokens: None, ..all }),
+    ] {
+        let mut session = bench.session(context, 128, &[]);
+        let want = straight(&mut session, &mut bench.pool, &prompt, &options, go_on);
+        for (outputs, disturbed) in [(16, 0), (5, 0), (2, 0), (1, 0), (16, 3), (16, 4)] {
+            let name = format!("{name}, {outputs} outputs, disturbed {disturbed}");
+            let with = SessionOptions { context, outputs, ..SessionOptions::default() };
+            let mut session = Session::new(&bench.model, &bench.pool, with).unwrap();
+            let options = GenerateOptions { guesses: MOST_GUESSES, ..options.clone() };
+            let mut answer = Answer::new(&session, prompt.clone(), options).unwrap();
+            for round in 0.. {
+                answer.guess_always();
+                if matches!(answer.step(&mut session, &mut bench.pool).unwrap(), Progress::Done(..)) {
+                    break;
+                }
+                wrong += usize::from(session.tokens().len() > n + answer.sampled());
+                match disturbed {
+                    3 if round % 3 == 2 => session.truncate(session.tokens().len() - 1),
+                    4 if round % 4 == 3 => session.rest(),
+                    _ => {}
+                }
+            }
+            let held = session.tokens().to_vec();
+            let got = answer.finish();
+            let (got_log, want_log) = (&got.stats, &want.stats);
+            assert_eq!(
+                (&got.tokens, &got.text, got.finish),
+                (&want.tokens, &want.text, want.finish),
+                "{name}"
+            );
+            assert!(disturbed > 0 || got_log.steps == want_log.steps, "{name}");
+            assert!([&prompt[..], &got.tokens].concat().starts_with(&held), "{name}: guesses are forgotten");
+            assert!(outputs > 1 || got_log.passes == got_log.steps, "{name}");
+            fewer += usize::from(got_log.passes < got_log.steps);
+        }
+    }
+    assert!(
+        fewer > 20 && wrong > 50,
+        "{fewer} answers had fewer passes, {wrong} times there were guesses left"
+    );
 }
 
 #[test]

@@ -123,7 +123,12 @@ fn embedding_row(session: &Session) -> usize {
 }
 
 /// Passes of different sizes are timed apart: by the power of two that a pass has rows.
-const KINDS: usize = 8;
+pub(super) const KINDS: usize = 8;
+
+/// Which one a pass of so many rows is of.
+pub(super) fn kind(rows: usize) -> usize {
+    (rows.ilog2() as usize).min(KINDS - 1)
+}
 
 /// The buffers of a model's shared passes, and what came of the last one.
 #[derive(Debug)]
@@ -223,7 +228,7 @@ impl Buffers {
             apart: n == members.len(),
             gathered: session.tenancy.as_ref().map(|_| self.gathered.as_slice()),
         };
-        let tuner = &mut self.tuners[(n.ilog2() as usize).min(KINDS - 1)];
+        let tuner = &mut self.tuners[kind(n)];
         let all_threads = members.iter().any(|member| member.session.all_threads);
         let alone = tuner.crew() == Crew::Alone && !all_threads;
         let start = Instant::now();

@@ -25,7 +25,7 @@ pub fn chat(args: ChatArgs) -> Result<(), Failure> {
     let (model, pool) = engine::open(&chat.model, &chat.engine)?;
     let dialogue = Dialogue::new(&model, &chat.conversation)?;
     chat.generate.stop.extend(dialogue.stops());
-    let speaker = Speaker::new(&model, pool, &chat.engine)?;
+    let speaker = Speaker::new(&model, pool, &chat.engine, chat.generate.guesses)?;
     let mut lines = Lines::new();
     let mut talk = Talk {
         chat,
@@ -86,6 +86,7 @@ struct Totals {
     prompt_time: Duration,
     tokens: usize,
     steps: usize,
+    passes: usize,
     time: Duration,
 }
 
@@ -215,9 +216,9 @@ impl Talk {
         if t.steps > 0 && !t.time.is_zero() {
             let speed = rate(t.steps, t.time);
             let weights = self.model.weight_bytes_per_token();
-            let gb = speed * weights as f64 / 1e9;
+            let gb = rate(t.passes, t.time) * weights as f64 / 1e9;
             let read = bytes(weights);
-            let _ = writeln!(text, "speed: {speed:.1} tokens/s, {read} of weights a token, {gb:.2} GB/s");
+            let _ = writeln!(text, "speed: {speed:.1} tokens/s, {read} of weights a pass, {gb:.2} GB/s");
         }
         text
     }
@@ -231,6 +232,7 @@ impl Totals {
         self.prompt_time += stats.prompt_time;
         self.tokens += stats.tokens;
         self.steps += stats.steps;
+        self.passes += stats.passes;
         self.time += stats.generate_time;
     }
 }

@@ -49,8 +49,12 @@ pub fn m3(mut args: M3Args) -> Result<(), Failure> {
     let options = options::engine(&args.engine);
     let gpu = engine::gpu(&options)?;
     args.sampling.seed = args.sampling.seed.or(Some(SEED));
-    let answer =
-        AnswerArgs { max_tokens: Some(scenario.tokens as usize), stop: Vec::new(), ignore_eos: false };
+    let answer = AnswerArgs {
+        max_tokens: Some(scenario.tokens as usize),
+        stop: Vec::new(),
+        ignore_eos: false,
+        draft: 0,
+    };
     let generate = options::generate(answer, args.sampling, false)?;
 
     let mut models: Vec<(String, Model)> = Vec::new();
