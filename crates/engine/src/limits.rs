@@ -40,21 +40,23 @@ impl Region {
 /// Bytes a second at which all workers together read `bytes`, each its share, again and again for `time` in each of the
 /// ways there are ([`Scan`]); the fastest counts. Bytes that fit in a cache are read from it.
 pub fn read_rate(pool: &mut Pool, ops: Ops, bytes: &[u8], time: Duration) -> f64 {
-    let pass = |pool: &mut Pool, how: Scan, passes: usize| {
-        let start = Instant::now();
-        pool.run(|worker| {
-            let share = &bytes[worker.share(bytes.len())];
-            for _ in 0..passes {
-                black_box(ops.scan(how, black_box(share)));
-            }
-        });
-        start.elapsed()
-    };
     let rate = |how: Scan| {
-        let passes = repeats(time, pass(pool, how, 1));
-        (bytes.len() * passes) as f64 / pass(pool, how, passes).as_secs_f64()
+        let passes = repeats(time, read(pool, ops, bytes, how, 1));
+        (bytes.len() * passes) as f64 / read(pool, ops, bytes, how, passes).as_secs_f64()
     };
     Scan::ALL.into_iter().map(rate).fold(0.0, f64::max)
+}
+
+/// How long all workers together take to read `bytes`, each its share, so many times.
+pub fn read(pool: &mut Pool, ops: Ops, bytes: &[u8], how: Scan, passes: usize) -> Duration {
+    let start = Instant::now();
+    pool.run(|worker| {
+        let share = &bytes[worker.share(bytes.len())];
+        for _ in 0..passes {
+            black_box(ops.scan(how, black_box(share)));
+        }
+    });
+    start.elapsed()
 }
 
 /// Products of bytes a second that all workers together multiply and add for about `time`.

@@ -9,17 +9,17 @@ use crate::kv::{KvCache, PAGE};
 use crate::model::op::{Op, View};
 use crate::threads::Worker;
 use nexaquant_kernels::{Attention, KvPages};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 /// Query heads that attend together where there are several tokens: as many as share the work on a key or value, but with many positions
 /// fewer, so that their scores stay in the second cache.
-const TOGETHER: Range<usize> = 8..32;
+const HEADS: RangeInclusive<usize> = 8..=32;
 /// Scores that so many heads may have.
 const SCORES: usize = 64 << 10;
 
 /// Query heads that attend together, unless more share a kv head, where a sequence may have `positions` positions.
 pub(super) fn heads_together(positions: usize) -> usize {
-    (SCORES / positions.max(1)).clamp(TOGETHER.start, TOGETHER.end)
+    (SCORES / positions.max(1)).clamp(*HEADS.start(), *HEADS.end())
 }
 
 /// How many ops on heads lead up to an attention, if `ops` begin with any.

@@ -298,10 +298,12 @@ pub fn plan(
                 next(&mut session, pool, last)
             })?;
             let mut later: Vec<Passes> = Vec::new();
-            let mut parts = parts_of(&memory, role);
-            for _ in 0..answer {
-                // Before the pass: the last one gives what it is done with to the next model.
-                parts = parts_of(&memory, role);
+            let mut parts = Vec::new();
+            for passes_left in (0..answer).rev() {
+                // Before the last pass, which gives what it is done with to the next model.
+                if passes_left == 0 {
+                    parts = parts_of(&memory, role);
+                }
                 later.push(measure(&memory, || next(&mut session, pool, &[0]))?);
             }
             if round + 1 == rounds {

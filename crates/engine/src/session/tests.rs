@@ -266,3 +266,35 @@ fn a_long_batch_gives_every_token_what_small_ones_do() {
         }
     }
 }
+
+/// Logits of a step that was made ahead are there once, in order, and only for tokens that the session still has.
+#[test]
+fn logits_ahead_are_taken_once() {
+    let (model, mut pool) = (model("alpha", Mode::Int8), pool(1));
+    let options = SessionOptions { context: 64, outputs: 4, ..SessionOptions::default() };
+    let mut session = Session::new(&model, &pool, options).unwrap();
+    let tokens = [5, 9, 300, 7, 8, 40];
+    let mut all = Vec::new();
+    session.eval_each(&mut pool, &tokens, |_, logits| all.push(logits.to_vec())).unwrap();
+    let mut ahead = |session: &mut Session| {
+        session.truncate(2);
+        session.eval_ahead(&mut pool, &tokens[2..]).unwrap();
+    };
+    ahead(&mut session);
+    assert!(session.take_logits(1).is_none());
+    for i in [2, 3, 5] {
+        assert_eq!(session.take_logits(i).unwrap(), all[i], "after token {i}");
+        assert!(session.take_logits(i).is_none(), "{i} is taken");
+    }
+    assert!(session.take_logits(4).is_none() && session.take_logits(6).is_none());
+    ahead(&mut session);
+    session.truncate(4);
+    assert!(session.take_logits(4).is_none());
+    assert_eq!(session.take_logits(3).unwrap(), all[3]);
+    ahead(&mut session);
+    session.rest();
+    assert!(session.take_logits(2).is_none());
+    ahead(&mut session);
+    session.eval(&mut pool, &[1]).unwrap();
+    assert!(session.take_logits(3).is_none());
+}

@@ -13,7 +13,7 @@ use crate::models::{self, Source};
 use crate::output::bytes;
 use crate::system::System;
 use nexaquant_engine::kernels::{Isa, Ops, Scan};
-use nexaquant_engine::limits::median;
+use nexaquant_engine::limits::{median, read};
 use nexaquant_engine::sampler::SamplingParams;
 use nexaquant_engine::{
     Answer, GenerateOptions, LoadOptions, Model, Pool, PoolOptions, Progress, Session, SessionOptions,
@@ -223,13 +223,7 @@ impl Answerer {
         let file = self.model.file().bytes();
         let bytes = &file[..file.len().min(self.model.weight_bytes_per_token() as usize)];
         let ops = Ops::new(Isa::detect().unwrap_or(Isa::Scalar));
-        let start = Instant::now();
-        self.pool.run(|worker| {
-            if let Some(ops) = ops {
-                black_box(ops.scan(Scan::ALL[0], &bytes[worker.share(bytes.len())]));
-            }
-        });
-        start.elapsed().as_secs_f64()
+        ops.map_or(f64::NAN, |ops| read(&mut self.pool, ops, bytes, Scan::ALL[0], 1).as_secs_f64())
     }
 }
 
