@@ -189,7 +189,7 @@ impl Session {
         }
         session.outputs = session.outputs.min(session.batch);
         // All of an answer's steps have buffers for so many tokens; a smaller part must do.
-        while session.outputs > 1 && session.sizes(session.outputs, pool.threads()).bytes() as u64 > share / 8
+        while session.outputs > 1 && session.sizes(session.outputs, pool.threads()).bytes() as u64 > share / 4
         {
             session.outputs /= 2;
         }

@@ -95,9 +95,8 @@ impl Lookup {
     /// What followed when the last tokens came before, and how many alike.
     fn find(&self, sequence: &[u32]) -> Option<(usize, Vec<u32>)> {
         let from = *self.seen.get(sequence.last_chunk::<ALIKE>()?)?;
-        let alike =
-            sequence[..from].iter().rev().zip(sequence.iter().rev()).take_while(|(a, b)| a == b).count();
-        let class = CLASSES.iter().rposition(|&(least, _)| alike >= least).unwrap_or(0);
+        let alike = |n: usize| from >= n && sequence[..from].ends_with(&sequence[sequence.len() - n..]);
+        let class = CLASSES.iter().rposition(|&(least, _)| alike(least)).unwrap_or(0);
         // Where what followed ends, it is taken to go on like that.
         let guess = sequence[from..].iter().cycle().take(MOST_GUESSES).copied().collect();
         Some((class, guess))

@@ -1,7 +1,7 @@
 //! Four rows in three products: a tiling for processors that multiply bytes up to 255.
 //!
-//! A ternary code needs 0, 1 and 2 of the 256 values that a byte of weights has. So a byte holds two: with c the code of a row of the
-//! first three quarters of a tile, d that of a row of the last quarter, the lines are
+//! A ternary code needs 0, 1 and 2 of the 256 values that a byte of weights has. So a byte holds two: with a, b and c the codes of rows of
+//! the first three quarters of a tile and d that of a row of the last one, the lines are
 //!
 //! ```text
 //! 125 a + d        123 b + d        121 c + d        at most 252
@@ -16,8 +16,8 @@
 //!
 //! So the rest of each by its modulus is that of S(d), and since no two moduli have a factor in common, the three rests say what S(d) is
 //! by the product of all, 1860375 (the Chinese remainder theorem). Of [`EXACT`](Tiling::EXACT) steps S(d) is at most
-//! 127 * 7168 = 910336 in magnitude, less than half of that: it is known. Then the other sums are exact divisions. Three sums of any
-//! row become four in some forty instructions, and rows have hundreds to thousands of products.
+//! 127 * 7168 = 910336 in magnitude, less than half of that: it is known. Then the other sums are exact divisions. Three sums
+//! become four in some forty instructions, and rows have hundreds to thousands of products.
 
 use super::ternary::{Ternary, two_bit_turned};
 use super::tile::Tiling;
