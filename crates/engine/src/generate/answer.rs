@@ -164,7 +164,8 @@ impl Answer {
             sampler,
             constraint: options.constraint,
             pooled: options.pooling.map(|how| Pooled { how, sum: Vec::new(), tokens: 0 }),
-            lookup: (options.guesses > 0).then(|| Lookup::new(options.guesses)),
+            // Where there is no room for their logits nobody need look.
+            lookup: (options.guesses > 0 && session.outputs() > 1).then(|| Lookup::new(options.guesses)),
             log_probs: options.log_probs,
             scored: None,
             decoder: if options.continues_prompt {

@@ -20,7 +20,7 @@
 //! become four in some forty instructions, and rows have hundreds to thousands of products.
 
 use super::ternary::{Ternary, two_bit_turned};
-use super::tile::Tiling;
+use super::tile::{Tiling, group};
 use crate::acts::Line;
 use crate::simd::Bytes;
 use std::mem::MaybeUninit;
@@ -209,8 +209,8 @@ impl Tiling for Joint {
         // SAFETY: by the caller.
         unsafe {
             match columns.len() {
-                8 => group::<S, 8>(codes, columns, at, fresh, sums),
-                _ => group::<S, 4>(codes, columns, at, fresh, sums),
+                8 => group::<S, 8, 3, 3>(codes, columns, at, fresh, sums),
+                _ => group::<S, 4, 3, 3>(codes, columns, at, fresh, sums),
             }
         }
     }
@@ -236,53 +236,6 @@ impl Tiling for Joint {
             }
             sums[3] = fourth;
             sums
-        }
-    }
-}
-
-/// [`Tiling::add`] for `C` columns.
-#[inline(always)]
-unsafe fn group<S: Bytes, const C: usize>(
-    codes: &[Line],
-    q: &[*const i8],
-    at: usize,
-    fresh: bool,
-    sums: &mut [MaybeUninit<Line>],
-) {
-    let mut columns = [std::ptr::null::<i8>(); C];
-    for (to, q) in columns.iter_mut().zip(&q[..C]) {
-        *to = q.wrapping_add(at);
-    }
-    let sums = sums[..3 * C].as_mut_ptr().cast::<u8>();
-    // SAFETY: by the caller; every column has three lines of sums.
-    unsafe {
-        let mut local = [[S::zero_v(); 3]; C];
-        if !fresh {
-            for c in 0..C {
-                for r in 0..3 {
-                    local[c][r] = S::load_v(sums.add(192 * c + 64 * r));
-                }
-            }
-        }
-        for codes in codes.as_chunks::<12>().0 {
-            for (k, lines) in codes.as_chunks::<3>().0.iter().enumerate() {
-                let mut rows = [S::zero_v(); 3];
-                for r in 0..3 {
-                    rows[r] = S::load_v(lines[r].0.as_ptr());
-                }
-                for c in 0..C {
-                    let q = S::splat4(columns[c].add(4 * k));
-                    for r in 0..3 {
-                        local[c][r] = S::dot_u8(local[c][r], rows[r], q);
-                    }
-                }
-            }
-            columns = columns.map(|q| q.wrapping_add(16));
-        }
-        for c in 0..C {
-            for r in 0..3 {
-                S::store_v(sums.add(192 * c + 64 * r), local[c][r]);
-            }
         }
     }
 }

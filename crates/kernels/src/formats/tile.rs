@@ -52,10 +52,10 @@ pub(super) trait Tiling {
     ) -> bool;
     /// Columns of a group where `left` are left: some have up to [`SPARE`] too many.
     fn at_once<S: Bytes>(left: usize) -> usize;
-    /// Sums of a group of that size: `so_far`, or zero, and those of codes times the columns, from `at` on.
+    /// Adds codes times the columns, from `at` on, to the sums of a group of that size, or to zero if they are `fresh`.
     ///
     /// # Safety
-    /// `S` is enabled; each column has values for all codes; both have lines for each column.
+    /// `S` is enabled; each column has values for all codes, and [`LINES`](Self::LINES) of sums.
     unsafe fn add<S: Bytes>(
         columns: &[*const i8],
         at: usize,
@@ -376,12 +376,12 @@ impl Tiling for Plain {
         // SAFETY: by the caller.
         unsafe {
             match columns.len() {
-                12 => group::<S, 12, 2>(codes, columns, at, fresh, sums),
-                8 => group::<S, 8, 2>(codes, columns, at, fresh, sums),
-                4 if S::REGISTERS == 32 => group::<S, 4, 2>(codes, columns, at, fresh, sums),
-                4 => group::<S, 4, 1>(codes, columns, at, fresh, sums),
-                2 => group::<S, 2, 1>(codes, columns, at, fresh, sums),
-                _ => group::<S, 1, 1>(codes, columns, at, fresh, sums),
+                12 => group::<S, 12, 2, 2>(codes, columns, at, fresh, sums),
+                8 => group::<S, 8, 2, 2>(codes, columns, at, fresh, sums),
+                4 if S::REGISTERS == 32 => group::<S, 4, 2, 2>(codes, columns, at, fresh, sums),
+                4 => group::<S, 4, 1, 2>(codes, columns, at, fresh, sums),
+                2 => group::<S, 2, 1, 2>(codes, columns, at, fresh, sums),
+                _ => group::<S, 1, 1, 2>(codes, columns, at, fresh, sums),
             }
         }
     }
@@ -397,9 +397,12 @@ impl Tiling for Plain {
     }
 }
 
-/// [`Tiling::add`] for `C` columns, `R` vectors of 16 rows at a time.
+/// [`Tiling::add`] for `C` columns and `L` lines, `R` of them at a time.
+///
+/// # Safety
+/// As there; bytes above 3 only where the instruction set is not [`Bytes::SIGNED`].
 #[inline(always)]
-unsafe fn group<S: Bytes, const C: usize, const R: usize>(
+pub(super) unsafe fn group<S: Bytes, const C: usize, const R: usize, const L: usize>(
     codes: &[Line],
     q: &[*const i8],
     at: usize,
@@ -410,25 +413,25 @@ unsafe fn group<S: Bytes, const C: usize, const R: usize>(
     for (to, q) in columns.iter_mut().zip(&q[..C]) {
         *to = q.wrapping_add(at);
     }
-    let sums = sums[..2 * C].as_mut_ptr().cast::<u8>();
+    let sums = sums[..L * C].as_mut_ptr().cast::<u8>();
     // Where sums are so far, and how far apart those of columns are.
-    let zeros = [Line([0; 64]); 2];
-    let (so_far, apart) = if fresh { (zeros.as_ptr().cast(), 0) } else { (sums.cast_const(), 128) };
-    for top in (0..2).step_by(R) {
-        // SAFETY: by the caller; every column has two lines of sums.
+    let zeros = [Line([0; 64]); L];
+    let (so_far, apart) = if fresh { (zeros.as_ptr().cast(), 0) } else { (sums.cast_const(), 64 * L) };
+    for top in (0..L).step_by(R) {
+        // SAFETY: by the caller; every column has `L` lines of sums.
         unsafe {
             let so_far = (so_far.add(64 * top), apart);
-            sum_up::<S, C, R>(so_far, sums.add(64 * top), codes.as_chunks().0, top, columns);
+            sum_up::<S, C, R, L>(so_far, sums.add(64 * top), codes.as_chunks().0, top, columns);
         }
     }
 }
 
-/// Adds codes * q for the vectors of rows from `top` on to sums, which are two lines for each column.
+/// Adds codes * q for the lines from `top` on to sums, which are `L` lines for each column.
 #[inline(always)]
-unsafe fn sum_up<S: Bytes, const C: usize, const R: usize>(
+unsafe fn sum_up<S: Bytes, const C: usize, const R: usize, const L: usize>(
     (so_far, apart): (*const u8, usize),
     sums: *mut u8,
-    codes: &[[Line; 2]],
+    codes: &[[Line; L]],
     top: usize,
     mut q: [*const i8; C],
 ) {
@@ -466,7 +469,7 @@ unsafe fn sum_up<S: Bytes, const C: usize, const R: usize>(
         }
         for c in 0..C {
             for r in 0..R {
-                S::store_v(sums.add(c * 128 + 64 * r), S::sums_lanes(local[c][r]));
+                S::store_v(sums.add(64 * (L * c + r)), S::sums_lanes(local[c][r]));
             }
         }
     }
