@@ -21,6 +21,8 @@ mod single;
 pub(crate) use scratch::{Scratch, Sizes};
 pub use shared::OutOfMemory;
 pub(crate) use shared::SharedBuf;
+#[cfg(all(test, target_os = "linux"))]
+pub(crate) use shared::tests as memory;
 
 use crate::kv::{KvCache, PAGE};
 use crate::model::Architecture;

@@ -163,12 +163,12 @@ impl SharedBuf<f32> {
 
 #[cfg(all(test, target_os = "linux"))]
 #[allow(clippy::unwrap_used, reason = "tests")]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::os::unix::fs::FileExt;
 
     /// Pages of a buffer that have memory, as the system tells.
-    fn present(buffer: &SharedBuf<u8>) -> usize {
+    pub(crate) fn present(buffer: &SharedBuf<u8>) -> usize {
         let page = rustix::param::page_size();
         let pages = std::fs::File::open("/proc/self/pagemap").unwrap();
         let there = |i: &usize| {
@@ -180,13 +180,18 @@ mod tests {
         (0..buffer.bytes() / page).filter(there).count()
     }
 
+    /// Whether the system gives memory before it is written to.
+    pub(crate) fn given_ahead() -> bool {
+        let another = MmapOptions::new().len(rustix::param::page_size()).map_anon().unwrap();
+        another.advise(memmap2::Advice::PopulateWrite).is_ok()
+    }
+
     #[test]
     fn memory_comes_where_it_is_asked_for() {
         let page = rustix::param::page_size();
         let buffer = SharedBuf::<u8>::new(64 * page).unwrap();
         assert_eq!(present(&buffer), 0, "nobody has written");
-        let another = MmapOptions::new().len(page).map_anon().unwrap();
-        if another.advise(memmap2::Advice::PopulateWrite).is_err() {
+        if !given_ahead() {
             return println!("skipped: this system gives no memory ahead");
         }
         buffer.populate(3 * page..10 * page);
