@@ -179,15 +179,24 @@ impl<T: SuperBlock> Scaled for In256<T> {
             // A pair of each row in turn, so that memory is read in four streams.
             for p in 0..pairs {
                 for r in 0..4 {
-                    let (mut pair, first) = ([(S::zero_v(), S::zero_v()); 2], 2 * p);
-                    for b in first..runs.min(first + 2) {
-                        let block = rows[r].wrapping_add((from + b) * T::BYTES);
-                        pair[b - first] = super_block::<T, S>(block, at.run(b, 256));
+                    let at = |b: usize| (rows[r].wrapping_add((from + b) * T::BYTES), at.run(b, 256));
+                    let mut scales = |b: usize, block: *const u8| {
                         d[r][b] = half(block, T::D_AT);
                         dmin[r][b] = T::DMIN_AT.map_or(0, |at| half(block, at));
-                    }
-                    sums[r][p].write(S::beside(pair[0].0, pair[1].0));
-                    mins[r][p].write(S::beside(pair[0].1, pair[1].1));
+                    };
+                    let (block, x) = at(2 * p);
+                    let first = super_block::<T, S>(block, x);
+                    scales(2 * p, block);
+                    // Not a loop, which would keep vectors on the stack.
+                    let second = if 2 * p + 1 < runs {
+                        let (block, x) = at(2 * p + 1);
+                        scales(2 * p + 1, block);
+                        super_block::<T, S>(block, x)
+                    } else {
+                        (S::zero_v(), S::zero_v())
+                    };
+                    sums[r][p].write(S::beside(first.0, second.0));
+                    mins[r][p].write(S::beside(first.1, second.1));
                 }
             }
             // Pairs are folded by two.

@@ -196,43 +196,7 @@ unsafe fn two_bit_step<T: Ternary, S: Bytes>(step: &[u8]) -> S::V {
     unsafe { if half { S::load_half(step.as_ptr()) } else { S::load_v(step.as_ptr()) } }
 }
 
-/// One row of [`two_bit_four`].
-///
-/// # Safety
-/// As [`Ternary::four`].
-#[inline(always)]
-unsafe fn two_bit_row<T: Ternary, S: Bytes, const HIGH_FIRST: bool>(row: &[u8], q: *const i8) -> (S::V, u16) {
-    let (steps, half) = (row.len() / T::STEP, row.len() % T::STEP);
-    // SAFETY: by the caller; columns are padded to 256 values.
-    unsafe {
-        let step = |i: usize, len: usize| std::slice::from_raw_parts(row.as_ptr().add(i * T::STEP), len);
-        if row.len() == T::STEP {
-            prefetch(row.as_ptr().wrapping_add(AHEAD));
-            return (S::planes_one::<HIGH_FIRST>(two_bit_step::<T, S>(row), q), 0);
-        }
-        let (mut sums, mut differ) = (S::planes_zero(), 0);
-        for i in 0..steps {
-            let step = step(i, T::STEP);
-            prefetch(step.as_ptr().wrapping_add(AHEAD));
-            differ |= T::scale_bits(step) ^ T::scale_bits(row);
-            S::planes_add::<HIGH_FIRST>(&mut sums, two_bit_step::<T, S>(step), q.add(i * 256));
-            if i % 8 == 7 {
-                S::planes_carry(&mut sums);
-            }
-        }
-        if half > 0 {
-            S::planes_add::<HIGH_FIRST>(
-                &mut sums,
-                two_bit_step::<T, S>(step(steps, half)),
-                q.add(steps * 256),
-            );
-        }
-        S::planes_carry(&mut sums);
-        (S::planes_sum::<HIGH_FIRST>(sums), differ)
-    }
-}
-
-/// [`Ternary::four`] for the same layout: step by step, if there are registers for the sums of four rows.
+/// [`Ternary::four`] for the same layout, step by step.
 ///
 /// # Safety
 /// As [`Ternary::four`].
@@ -244,23 +208,30 @@ pub(super) unsafe fn two_bit_four<T: Ternary, S: Bytes, const HIGH_FIRST: bool>(
     let n = rows[0].len();
     // SAFETY: by the caller; columns are padded to 256 values.
     unsafe {
-        if S::REGISTERS < 32 || n == T::STEP {
-            let [a, b, c, d] = four_of!(|r| two_bit_row::<T, S, HIGH_FIRST>(rows[r], q));
-            return ([a.0, b.0, c.0, d.0], [a.1, b.1, c.1, d.1]);
+        if n == T::STEP {
+            let w = four_of!(|r| {
+                prefetch(rows[r].as_ptr().wrapping_add(AHEAD));
+                two_bit_step::<T, S>(rows[r])
+            });
+            return (S::planes_one::<HIGH_FIRST>(w, q), [0; 4]);
         }
-        let (mut sums, mut differ) = ([S::planes_zero(); 4], [0; 4]);
-        for at in (0..n).step_by(T::STEP) {
-            let q = q.add(at / T::STEP * 256);
+        let (mut sums, mut differ) = (S::planes_zero(), [0; 4]);
+        for (i, at) in (0..n).step_by(T::STEP).enumerate() {
             // Half a step at the end, where a block is half a one.
             let len = if T::BLOCK < 256 { T::STEP.min(n - at) } else { T::STEP };
-            four_of!(|r| {
+            let w = four_of!(|r| {
                 let step = std::slice::from_raw_parts(rows[r].as_ptr().add(at), len);
                 prefetch(step.as_ptr().wrapping_add(AHEAD));
                 differ[r] |= T::scale_bits(step) ^ T::scale_bits(rows[r]);
-                S::planes_add::<HIGH_FIRST>(&mut sums[r], two_bit_step::<T, S>(step), q);
+                two_bit_step::<T, S>(step)
             });
+            S::planes_add::<HIGH_FIRST>(&mut sums, w, q.add(i * 256));
+            if i % 4 == 3 {
+                S::planes_carry(&mut sums);
+            }
         }
-        (four_of!(|r| S::planes_sum::<HIGH_FIRST>(sums[r])), differ)
+        S::planes_carry(&mut sums);
+        (S::planes_sum::<HIGH_FIRST>(sums), differ)
     }
 }
 

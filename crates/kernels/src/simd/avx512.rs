@@ -187,6 +187,29 @@ impl Lanes for Avx512 {
     }
 }
 
+/// A row of [`Bytes::planes_one`].
+#[inline(always)]
+unsafe fn one<const HIGH_FIRST: bool>(w: __m512i, q: *const i8) -> __m512i {
+    unsafe {
+        // The upper bits of each half of a byte first, four times too large: one chain is shorter than sums for themselves.
+        let halves = [w, _mm512_srli_epi16::<4>(w)];
+        let mut sum = _mm512_setzero_si512();
+        for upper in [1, 0] {
+            let mask = _mm512_set1_epi8(3 << (2 * upper));
+            for (half, w) in halves.into_iter().enumerate() {
+                let bits = 2 * half + upper;
+                let plane = if HIGH_FIRST { 3 - bits } else { bits };
+                let q = _mm512_loadu_si512(q.add(64 * plane).cast());
+                sum = _mm512_dpbusd_epi32(sum, _mm512_and_si512(w, mask), q);
+            }
+            if upper > 0 {
+                sum = _mm512_srai_epi32::<2>(sum);
+            }
+        }
+        sum
+    }
+}
+
 impl Bytes for Avx512 {
     type V = __m512i;
     const ISA: Isa = Isa::Avx512;
@@ -539,49 +562,44 @@ impl Bytes for Avx512 {
     }
 
     // Codes are used where they sit in their bytes; the sums of plane l are 4^l times too large, and divided at the end.
-    type Planes = [__m512i; 4];
+    type Planes = [[__m512i; 4]; 4];
     #[inline(always)]
     unsafe fn planes_zero() -> Self::Planes {
-        unsafe { [_mm512_setzero_si512(); 4] }
+        unsafe { [[_mm512_setzero_si512(); 4]; 4] }
     }
     #[inline(always)]
-    unsafe fn planes_add<const HIGH_FIRST: bool>(sums: &mut Self::Planes, w: __m512i, q: *const i8) {
+    unsafe fn planes_add<const HIGH_FIRST: bool>(rows: &mut Self::Planes, w: [__m512i; 4], q: *const i8) {
         unsafe {
-            for (bits, sum) in sums.iter_mut().enumerate() {
-                let plane = if HIGH_FIRST { 3 - bits } else { bits };
-                let code = _mm512_and_si512(w, _mm512_set1_epi8((3u8 << (2 * bits)).cast_signed()));
-                *sum = _mm512_dpbusd_epi32(*sum, code, _mm512_loadu_si512(q.add(64 * plane).cast()));
+            for (sums, w) in rows.iter_mut().zip(w) {
+                for (bits, sum) in sums.iter_mut().enumerate() {
+                    let plane = if HIGH_FIRST { 3 - bits } else { bits };
+                    let code = _mm512_and_si512(w, _mm512_set1_epi8((3u8 << (2 * bits)).cast_signed()));
+                    *sum = _mm512_dpbusd_epi32(*sum, code, _mm512_loadu_si512(q.add(64 * plane).cast()));
+                }
             }
         }
     }
     #[inline(always)]
-    unsafe fn planes_one<const HIGH_FIRST: bool>(w: __m512i, q: *const i8) -> __m512i {
+    unsafe fn planes_one<const HIGH_FIRST: bool>(w: [__m512i; 4], q: *const i8) -> [__m512i; 4] {
+        let [a, b, c, d] = w;
         unsafe {
-            // The upper bits of each half of a byte first, four times too large: one chain is shorter than sums for themselves.
-            let halves = [w, _mm512_srli_epi16::<4>(w)];
-            let mut sum = _mm512_setzero_si512();
-            for upper in [1, 0] {
-                let mask = _mm512_set1_epi8(3 << (2 * upper));
-                for (half, w) in halves.into_iter().enumerate() {
-                    let bits = 2 * half + upper;
-                    let plane = if HIGH_FIRST { 3 - bits } else { bits };
-                    let q = _mm512_loadu_si512(q.add(64 * plane).cast());
-                    sum = _mm512_dpbusd_epi32(sum, _mm512_and_si512(w, mask), q);
-                }
-                if upper > 0 {
-                    sum = _mm512_srai_epi32::<2>(sum);
-                }
-            }
-            sum
+            [
+                one::<HIGH_FIRST>(a, q),
+                one::<HIGH_FIRST>(b, q),
+                one::<HIGH_FIRST>(c, q),
+                one::<HIGH_FIRST>(d, q),
+            ]
         }
     }
     #[inline(always)]
     unsafe fn planes_carry(_: &mut Self::Planes) {}
     #[inline(always)]
-    unsafe fn planes_sum<const HIGH_FIRST: bool>([a, b, c, d]: Self::Planes) -> __m512i {
+    unsafe fn planes_sum<const HIGH_FIRST: bool>(rows: Self::Planes) -> [__m512i; 4] {
         unsafe {
-            let low = _mm512_add_epi32(a, _mm512_srai_epi32::<2>(b));
-            _mm512_add_epi32(low, _mm512_add_epi32(_mm512_srai_epi32::<4>(c), _mm512_srai_epi32::<6>(d)))
+            rows.map(|[a, b, c, d]| {
+                let low = _mm512_add_epi32(a, _mm512_srai_epi32::<2>(b));
+                _mm512_add_epi32(low, _mm512_add_epi32(_mm512_srai_epi32::<4>(c), _mm512_srai_epi32::<6>(d)))
+            })
         }
     }
     #[inline(always)]

@@ -270,18 +270,18 @@ pub(crate) trait Bytes: Lanes {
     /// The sums; after `sums_carry`.
     unsafe fn sums_lanes(sums: Self::Sums) -> Self::V;
 
-    /// Running sums of 2-bit codes times int8.
+    /// Running sums of 2-bit codes times int8, of four rows.
     type Planes: Copy;
     unsafe fn planes_zero() -> Self::Planes;
-    /// Adds code * q for 256 codes: `w` has them in four planes of 64, plane l in bits 2l and 2l + 1 of each byte (or, if
+    /// Adds code * q for 256 codes of each row: `w` has them in four planes of 64, plane l in bits 2l and 2l + 1 of each byte (or, if
     /// `HIGH_FIRST`, in bits 6 - 2l and 7 - 2l), and meets `q[64 l ..]`.
-    unsafe fn planes_add<const HIGH_FIRST: bool>(sums: &mut Self::Planes, w: Self::V, q: *const i8);
-    /// i32 lanes whose total is the sum for 256 codes alone, as `planes_add` adds them.
-    unsafe fn planes_one<const HIGH_FIRST: bool>(w: Self::V, q: *const i8) -> Self::V;
-    /// Must come between two groups of up to eight `planes_add`.
+    unsafe fn planes_add<const HIGH_FIRST: bool>(sums: &mut Self::Planes, w: [Self::V; 4], q: *const i8);
+    /// Of each row i32 lanes whose total is the sum for 256 codes alone, as `planes_add` adds them.
+    unsafe fn planes_one<const HIGH_FIRST: bool>(w: [Self::V; 4], q: *const i8) -> [Self::V; 4];
+    /// Must come between two groups of up to four `planes_add`.
     unsafe fn planes_carry(sums: &mut Self::Planes);
-    /// i32 lanes whose total is the sum of all that was added; after `planes_carry`. Exact for up to 2^22 codes.
-    unsafe fn planes_sum<const HIGH_FIRST: bool>(sums: Self::Planes) -> Self::V;
+    /// Of each row i32 lanes whose total is the sum of all that was added; after `planes_carry`. Exact for up to 2^22 codes.
+    unsafe fn planes_sum<const HIGH_FIRST: bool>(sums: Self::Planes) -> [Self::V; 4];
     /// For four vectors v with scales d (halves): fma((sum of v's i32 lanes - minus) as f32, d, 0) * scale. If `NARROW`, the sums of
     /// two neighbouring lanes fit 16 bits.
     unsafe fn scaled_sums4<const NARROW: bool>(

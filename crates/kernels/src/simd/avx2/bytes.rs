@@ -86,15 +86,25 @@ pub(crate) struct Sums {
     wide: (__m256i, __m256i),
 }
 
-/// Adds code * q for 32 bytes of codes. Four products of a code up to 3, twice, are 3048 at most: ten additions fit.
+/// Running sums of a row: pairs of 16-bit products that still fit, and what was carried out of them.
+#[derive(Clone, Copy)]
+pub(crate) struct Planes {
+    narrow: __m256i,
+    wide: __m256i,
+}
+
+/// Adds code * q for 32 bytes of codes of each row. Four products of a code up to 3, twice, are 3048 at most: ten additions fit. One load of
+/// q for all rows: a processor loads two vectors in a cycle, in which it could compute with four.
 #[inline(always)]
-unsafe fn planes_half<const HIGH_FIRST: bool>(sum: &mut __m256i, mut w: __m256i, q: *const i8) {
+unsafe fn planes_half<const HIGH_FIRST: bool>(sums: &mut [__m256i; 4], mut w: [__m256i; 4], q: *const i8) {
     unsafe {
         for bits in 0..4 {
             let q = _mm256_loadu_si256(q.add(64 * if HIGH_FIRST { 3 - bits } else { bits }).cast());
-            let code = _mm256_and_si256(w, _mm256_set1_epi8(3));
-            *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(code, q));
-            w = _mm256_srli_epi16::<2>(w);
+            for r in 0..4 {
+                let code = _mm256_and_si256(w[r], _mm256_set1_epi8(3));
+                sums[r] = _mm256_add_epi16(sums[r], _mm256_maddubs_epi16(code, q));
+                w[r] = _mm256_srli_epi16::<2>(w[r]);
+            }
         }
     }
 }
@@ -496,34 +506,43 @@ impl Bytes for Avx2 {
         sums.wide
     }
 
-    type Planes = Sums;
+    type Planes = [Planes; 4];
     #[inline(always)]
-    unsafe fn planes_zero() -> Sums {
-        unsafe { Self::sums_from(Self::zero_v()) }
+    unsafe fn planes_zero() -> [Planes; 4] {
+        unsafe { [Planes { narrow: _mm256_setzero_si256(), wide: _mm256_setzero_si256() }; 4] }
     }
     #[inline(always)]
-    unsafe fn planes_add<const HIGH_FIRST: bool>(sums: &mut Sums, w: Self::V, q: *const i8) {
+    unsafe fn planes_add<const HIGH_FIRST: bool>(rows: &mut [Planes; 4], w: [Self::V; 4], q: *const i8) {
         unsafe {
-            planes_half::<HIGH_FIRST>(&mut sums.narrow.0, w.0, q);
-            planes_half::<HIGH_FIRST>(&mut sums.narrow.1, w.1, q.add(32));
+            let mut sums = rows.map(|row| row.narrow);
+            planes_half::<HIGH_FIRST>(&mut sums, w.map(|w| w.0), q);
+            planes_half::<HIGH_FIRST>(&mut sums, w.map(|w| w.1), q.add(32));
+            for (row, sum) in rows.iter_mut().zip(sums) {
+                row.narrow = sum;
+            }
         }
     }
     #[inline(always)]
-    unsafe fn planes_one<const HIGH_FIRST: bool>(w: Self::V, q: *const i8) -> Self::V {
+    unsafe fn planes_one<const HIGH_FIRST: bool>(w: [Self::V; 4], q: *const i8) -> [Self::V; 4] {
         unsafe {
             let mut sums = Self::planes_zero();
             Self::planes_add::<HIGH_FIRST>(&mut sums, w, q);
-            let one = _mm256_set1_epi16(1);
-            (_mm256_madd_epi16(sums.narrow.0, one), _mm256_madd_epi16(sums.narrow.1, one))
+            Self::planes_carry(&mut sums);
+            Self::planes_sum::<HIGH_FIRST>(sums)
         }
     }
     #[inline(always)]
-    unsafe fn planes_carry(sums: &mut Sums) {
-        unsafe { Self::sums_carry(sums) }
+    unsafe fn planes_carry(rows: &mut [Planes; 4]) {
+        unsafe {
+            for row in rows {
+                let sums = _mm256_madd_epi16(row.narrow, _mm256_set1_epi16(1));
+                *row = Planes { narrow: _mm256_setzero_si256(), wide: _mm256_add_epi32(row.wide, sums) };
+            }
+        }
     }
     #[inline(always)]
-    unsafe fn planes_sum<const HIGH_FIRST: bool>(sums: Sums) -> Self::V {
-        sums.wide
+    unsafe fn planes_sum<const HIGH_FIRST: bool>(rows: [Planes; 4]) -> [Self::V; 4] {
+        unsafe { rows.map(|row| (row.wide, _mm256_setzero_si256())) }
     }
     #[inline(always)]
     unsafe fn scaled_sums4<const NARROW: bool>(
