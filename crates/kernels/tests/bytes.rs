@@ -119,10 +119,12 @@ fn ternary_rows_of_one_scale_are_the_rounded_exact_integer() {
         let mut wide = vec![0f32; cols];
         for isa in Isa::available() {
             let kernel = BoundKernel::new(format, Mode::Int8, isa).unwrap();
-            let y = run(kernel, &w, &x, n);
+            // All columns at once, which are a tile's, and before them the first three one by one.
+            let mut y: Vec<f32> = x.chunks(cols).take(3).flat_map(|x| run(kernel, &w, x, 1)).collect();
+            y.extend(run(kernel, &w, &x, n));
             for r in 0..rows {
                 w.dequantize_row(r, &mut wide);
-                for (c, x) in x.chunks(cols).enumerate() {
+                for (c, x) in x[..3 * cols].chunks(cols).chain(x.chunks(cols)).enumerate() {
                     let sum: i64 = wide.iter().zip(x).map(|(w, x)| (w / d).round() as i64 * *x as i64).sum();
                     assert_eq!(y[c * rows + r], sum as f32 * d, "{kernel:?} row {r} column {c}: sum {sum}");
                     assert!(
