@@ -179,24 +179,29 @@ impl<T: SuperBlock> Scaled for In256<T> {
             // A pair of each row in turn, so that memory is read in four streams.
             for p in 0..pairs {
                 for r in 0..4 {
-                    let at = |b: usize| (rows[r].wrapping_add((from + b) * T::BYTES), at.run(b, 256));
-                    let mut scales = |b: usize, block: *const u8| {
-                        d[r][b] = half(block, T::D_AT);
-                        dmin[r][b] = T::DMIN_AT.map_or(0, |at| half(block, at));
-                    };
-                    let (block, x) = at(2 * p);
-                    let first = super_block::<T, S>(block, x);
-                    scales(2 * p, block);
-                    // Not a loop, which would keep vectors on the stack.
-                    let second = if 2 * p + 1 < runs {
-                        let (block, x) = at(2 * p + 1);
-                        scales(2 * p + 1, block);
-                        super_block::<T, S>(block, x)
+                    let (mut pair, first) = ([(S::zero_v(), S::zero_v()); 2], 2 * p);
+                    macro_rules! add {
+                        ($b:expr) => {
+                            let b = $b;
+                            let block = rows[r].wrapping_add((from + b) * T::BYTES);
+                            pair[b - first] = super_block::<T, S>(block, at.run(b, 256));
+                            d[r][b] = half(block, T::D_AT);
+                            dmin[r][b] = T::DMIN_AT.map_or(0, |at| half(block, at));
+                        };
+                    }
+                    // Written out, vectors stay in registers, which is faster with AVX2. With AVX-512 this very loop is.
+                    if S::REGISTERS < 32 {
+                        add!(first);
+                        if first + 1 < runs {
+                            add!(first + 1);
+                        }
                     } else {
-                        (S::zero_v(), S::zero_v())
-                    };
-                    sums[r][p].write(S::beside(first.0, second.0));
-                    mins[r][p].write(S::beside(first.1, second.1));
+                        for b in first..runs.min(first + 2) {
+                            add!(b);
+                        }
+                    }
+                    sums[r][p].write(S::beside(pair[0].0, pair[1].0));
+                    mins[r][p].write(S::beside(pair[0].1, pair[1].1));
                 }
             }
             // Pairs are folded by two.

@@ -596,10 +596,13 @@ impl Bytes for Avx512 {
     #[inline(always)]
     unsafe fn planes_sum<const HIGH_FIRST: bool>(rows: Self::Planes) -> [__m512i; 4] {
         unsafe {
-            rows.map(|[a, b, c, d]| {
+            let mut lanes = [_mm512_setzero_si512(); 4];
+            for ([a, b, c, d], lanes) in rows.into_iter().zip(&mut lanes) {
                 let low = _mm512_add_epi32(a, _mm512_srai_epi32::<2>(b));
-                _mm512_add_epi32(low, _mm512_add_epi32(_mm512_srai_epi32::<4>(c), _mm512_srai_epi32::<6>(d)))
-            })
+                let high = _mm512_add_epi32(_mm512_srai_epi32::<4>(c), _mm512_srai_epi32::<6>(d));
+                *lanes = _mm512_add_epi32(low, high);
+            }
+            lanes
         }
     }
     #[inline(always)]

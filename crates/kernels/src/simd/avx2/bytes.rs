@@ -514,11 +514,12 @@ impl Bytes for Avx2 {
     #[inline(always)]
     unsafe fn planes_add<const HIGH_FIRST: bool>(rows: &mut [Planes; 4], w: [Self::V; 4], q: *const i8) {
         unsafe {
-            let mut sums = rows.map(|row| row.narrow);
-            planes_half::<HIGH_FIRST>(&mut sums, w.map(|w| w.0), q);
-            planes_half::<HIGH_FIRST>(&mut sums, w.map(|w| w.1), q.add(32));
-            for (row, sum) in rows.iter_mut().zip(sums) {
-                row.narrow = sum;
+            let [a, b, c, d] = w;
+            let mut sums = [rows[0].narrow, rows[1].narrow, rows[2].narrow, rows[3].narrow];
+            planes_half::<HIGH_FIRST>(&mut sums, [a.0, b.0, c.0, d.0], q);
+            planes_half::<HIGH_FIRST>(&mut sums, [a.1, b.1, c.1, d.1], q.add(32));
+            for r in 0..4 {
+                rows[r].narrow = sums[r];
             }
         }
     }
@@ -541,8 +542,9 @@ impl Bytes for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn planes_sum<const HIGH_FIRST: bool>(rows: [Planes; 4]) -> [Self::V; 4] {
-        unsafe { rows.map(|row| (row.wide, _mm256_setzero_si256())) }
+    unsafe fn planes_sum<const HIGH_FIRST: bool>([a, b, c, d]: [Planes; 4]) -> [Self::V; 4] {
+        let none = unsafe { _mm256_setzero_si256() };
+        [(a.wide, none), (b.wide, none), (c.wide, none), (d.wide, none)]
     }
     #[inline(always)]
     unsafe fn scaled_sums4<const NARROW: bool>(
