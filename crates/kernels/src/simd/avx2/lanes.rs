@@ -76,6 +76,17 @@ static MASK4: [[i64; 4]; 16] = {
     t
 };
 
+/// Half of [`Lanes::add_sub`]. Not a closure: builds for tests do not inline it, which made tests of float activations take fifty times as long.
+#[inline(always)]
+unsafe fn add_sub_4(acc: __m256d, x: *const f32, plus: u8, minus: u8) -> __m256d {
+    unsafe {
+        let x = _mm256_cvtps_pd(_mm_loadu_ps(x));
+        let (plus, minus) = (&MASK4[usize::from(plus & 15)], &MASK4[usize::from(minus & 15)]);
+        let acc = _mm256_add_pd(acc, _mm256_and_pd(x, _mm256_loadu_pd(plus.as_ptr().cast())));
+        _mm256_sub_pd(acc, _mm256_and_pd(x, _mm256_loadu_pd(minus.as_ptr().cast())))
+    }
+}
+
 impl Lanes for Avx2 {
     type F = (__m256, __m256);
     type D = (__m256d, __m256d);
@@ -276,15 +287,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn add_sub(acc: Self::D, x: *const f32, plus: u8, minus: u8) -> Self::D {
-        unsafe {
-            let h = |acc, x, plus: u8, minus: u8| {
-                let x = _mm256_cvtps_pd(_mm_loadu_ps(x));
-                let mask = |bits: u8| _mm256_loadu_pd(MASK4[usize::from(bits & 15)].as_ptr().cast());
-                let acc = _mm256_add_pd(acc, _mm256_and_pd(x, mask(plus)));
-                _mm256_sub_pd(acc, _mm256_and_pd(x, mask(minus)))
-            };
-            (h(acc.0, x, plus, minus), h(acc.1, x.add(4), plus >> 4, minus >> 4))
-        }
+        unsafe { (add_sub_4(acc.0, x, plus, minus), add_sub_4(acc.1, x.add(4), plus >> 4, minus >> 4)) }
     }
     #[inline(always)]
     unsafe fn reduce_add_d(v: Self::D) -> f64 {
