@@ -76,7 +76,7 @@ static MASK4: [[i64; 4]; 16] = {
     t
 };
 
-/// Half of [`Lanes::add_sub`]. Not a closure: builds for tests do not inline it, which made tests of float activations take fifty times as long.
+/// Half of [`Lanes::add_sub`]. Not a closure: builds for tests did not inline it, and a test of float activations took more than twelve minutes.
 #[inline(always)]
 unsafe fn add_sub_4(acc: __m256d, x: *const f32, plus: u8, minus: u8) -> __m256d {
     unsafe {
