@@ -2,7 +2,8 @@
 //!
 //! A claim is a kv head and a few consecutive tokens of a sequence, which read its keys and values together. What comes
 //! before is claimed in the same way: whoever stores a key, which dirties a cache line in every other dimension, is
-//! likely to be the one who reads it.
+//! likely to be the one who reads it. Where one token has too few kv heads for that, as with one kv head and two workers, its
+//! query heads are shared out.
 
 use super::{Pass, Span};
 use crate::kv::{KvCache, PAGE};
@@ -59,10 +60,31 @@ impl Pass<'_> {
             while !tokens.is_empty() {
                 let next = self.spans.partition_point(|span| span.first <= tokens.start);
                 let end = self.spans.get(next).map_or(tokens.end, |span| span.first.min(tokens.end));
-                self.attend(worker, op, head, tokens.start..end, &self.spans[next - 1]);
+                let queries = head * self.group(op)..(head + 1) * self.group(op);
+                self.attend(worker, op, queries, tokens.start..end, &self.spans[next - 1]);
                 tokens.start = end;
             }
         });
+    }
+
+    /// The same for the one token of a step. A worker gets a share of the query heads instead of some kv heads where that leaves less
+    /// to the busiest one.
+    pub(super) fn attention_of_one(&self, worker: &Worker<'_>, op: &Op, first: &[Op]) {
+        let (heads, group) = (self.arch.hparams.heads, self.group(op));
+        if self.kv_heads(op).div_ceil(worker.threads()) * group <= heads.div_ceil(worker.threads()) {
+            return self.attention(worker, op, first);
+        }
+        if !first.is_empty() {
+            self.before_attention(worker, op, first);
+            worker.barrier();
+        }
+        let (t, share) = (self.which.start, worker.share(heads));
+        let mut from = share.start;
+        while from < share.end {
+            let end = (from + 1).next_multiple_of(group).min(share.end);
+            self.attend(worker, op, from..end, t..t + 1, self.span(t));
+            from = end;
+        }
     }
 
     /// Only what is in `first`.
@@ -74,8 +96,8 @@ impl Pass<'_> {
     fn claim_heads(&self, worker: &Worker<'_>, op: &Op, mut work: impl FnMut(usize, Range<usize>)) {
         let (kv_heads, which) = (self.kv_heads(op), &self.which);
         // Tokens of different sequences have nothing together.
-        let group = self.arch.hparams.heads / kv_heads;
-        let tile = if self.apart { 1 } else { (heads_together(self.scratch.positions) / group).max(1) };
+        let tile =
+            if self.apart { 1 } else { (heads_together(self.scratch.positions) / self.group(op)).max(1) };
         let tiles = which.len().div_ceil(tile);
         // A head's keys and values stay in the cache until all tokens have passed.
         worker.claim(kv_heads * tiles, 1, |items| {
@@ -84,6 +106,11 @@ impl Pass<'_> {
                 work(item / tiles, from..(from + tile).min(which.end));
             }
         });
+    }
+
+    /// Query heads that share a kv head.
+    fn group(&self, op: &Op) -> usize {
+        self.arch.hparams.heads / self.kv_heads(op)
     }
 
     fn kv_heads(&self, op: &Op) -> usize {
@@ -113,24 +140,30 @@ impl Pass<'_> {
         }
     }
 
-    /// The same for `tokens` of one span and the query heads of one kv head.
-    fn attend(&self, worker: &Worker<'_>, op: &Op, head: usize, tokens: Range<usize>, span: &Span<'_>) {
+    /// Attention of `tokens` of one span with some query heads of one kv head.
+    fn attend(
+        &self,
+        worker: &Worker<'_>,
+        op: &Op,
+        queries: Range<usize>,
+        tokens: Range<usize>,
+        span: &Span<'_>,
+    ) {
         let &Op::Attention { layer, q, out, window, scale } = op else {
             unreachable!("called for attention")
         };
         let (kv, head_dim) = (span.kv, span.kv.layout().head_dim);
-        let group = self.arch.hparams.heads / self.kv_heads(op);
         let with = Attention {
-            pages: HeadPages { kv, layer, head },
+            pages: HeadPages { kv, layer, head: queries.start / self.group(op) },
             ty: kv.layout().ty,
             head_dim,
-            group,
+            group: queries.len(),
             pos: span.pos + tokens.start - span.first,
             window,
             scale,
         };
-        let heads = group * head_dim;
-        let (q, out) = (q.part(head * heads, heads), out.part(head * heads, heads));
+        let (first, heads) = (queries.start * head_dim, queries.len() * head_dim);
+        let (q, out) = (q.part(first, heads), out.part(first, heads));
         let each = self.scratch.attention_each;
         let row = |view: View, t| self.row(view.slot, t);
         // SAFETY: the buffer's part is this worker's own; the heads' results are claimed by it; queries and the cache are only

@@ -217,9 +217,14 @@ impl Pass<'_> {
         }
     }
 
+    /// The span that token `t` belongs to.
+    fn span(&self, t: usize) -> &Span<'_> {
+        &self.spans[self.spans.partition_point(|span| span.first <= t) - 1]
+    }
+
     /// The cache of the sequence that token `t` belongs to, and its position there.
     fn sequence(&self, t: usize) -> (&KvCache, usize) {
-        let span = &self.spans[self.spans.partition_point(|span| span.first <= t) - 1];
+        let span = self.span(t);
         (span.kv, span.pos + t - span.first)
     }
 

@@ -34,10 +34,10 @@ impl Pass<'_> {
             match op {
                 _ if private => self.token_op(op, t, self.scratch.own_row(worker.id())),
                 _ if heads > 0 => {
-                    self.attention(worker, &ops[heads], &ops[..heads]);
+                    self.attention_of_one(worker, &ops[heads], &ops[..heads]);
                     done = heads + 1;
                 }
-                Op::Attention { .. } => self.attention(worker, op, &[]),
+                Op::Attention { .. } => self.attention_of_one(worker, op, &[]),
                 Op::MatMul { input, products } => {
                     let gated = rest.first().and_then(|next| Gated::new(products, next));
                     self.single_product(worker, *input, products, gated.as_ref());
