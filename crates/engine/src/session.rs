@@ -534,7 +534,7 @@ impl Session {
         let alone = tuner.crew() == Crew::Alone && !self.all_threads;
         let start = Instant::now();
         run(&step, self.host, model, self.tenancy.as_ref(), &outputs, (pool, alone))?;
-        tuner.record(start.elapsed(), tokens.len());
+        tuner.record(start.elapsed() / tokens.len() as u32);
         finish(model, scratch, outputs.len())?;
         if let Some(device) = &mut self.device {
             device.set_residual(scratch.rows(Slot::X, 0..tokens.len()));

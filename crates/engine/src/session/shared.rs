@@ -233,7 +233,7 @@ impl Buffers {
         let alone = tuner.crew() == Crew::Alone && !all_threads;
         let start = Instant::now();
         run(&step, session.host, model, session.tenancy.as_ref(), &outputs, (pool, alone))?;
-        tuner.record(start.elapsed(), n);
+        tuner.record(start.elapsed() / n as u32);
         finish(model, scratch, outputs.len())?;
         for member in members {
             member.session.tokens.extend_from_slice(member.tokens);

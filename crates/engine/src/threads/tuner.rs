@@ -4,31 +4,24 @@
 //! another program uses makes everybody wait for it. So both ways are timed and the faster one is used. The other is tried again now
 //! and then: the more rarely the more it loses, so that trials neither cost time nor make some tokens late; and at once when steps
 //! take much longer, or shorter, than they did. The result of a step is the same either way.
-//!
-//! Where other programs have the cores half of the time, most steps take no longer than otherwise and a few take ten times as long. So a way
-//! that seems faster is tried for some of the system's time slices before it is believed to be.
 
 use std::time::Duration;
 
 /// Steps between two trials of the slower way, at first and at most.
 const SHORTEST: u32 = 32;
 const LONGEST: u32 = 4096;
-/// Steps of one trial, at least: the first wakes sleeping workers or warms a cache.
+/// Steps of one trial: the first wakes sleeping workers or warms a cache and is not counted.
 const TRIAL: u32 = 3;
-/// Seconds of a trial of what seems faster.
-const LONG: f64 = 0.04;
-/// A trial ends at once when it has lost so much of the time that the best way would have taken, and as many seconds as one pause
-/// while another program has the core.
-const LOSES: f64 = 0.25;
-const BESIDES: f64 = 5e-3;
+/// A step that takes so much longer than the best way's ends the trial; so much may come from what the first step does besides.
+const SLOWER: f64 = 1.25;
+const BESIDES: f64 = 1e-3;
 /// The part of all time that may go to trials that lose.
 const LOST: f64 = 0.002;
-/// Seconds, and steps, that a speed is averaged over at least.
-const LATELY: f64 = 0.02;
-const STEPS: f64 = 3.0;
-/// A speed that differs by this factor from that at the last trial is a reason for another, when so many more steps have been timed.
+/// Times that differ by this factor from those at the last trial are a reason for another, after so many steps.
 const CHANGE: f64 = 1.5;
 const SOON: u32 = 8;
+/// Weight of a new time in the running mean.
+const NEW: f64 = 0.3;
 
 /// Which way a step is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,108 +41,79 @@ impl Crew {
     }
 }
 
-/// How fast steps were lately.
-#[derive(Clone, Copy, Debug, Default)]
-struct Pace {
-    /// Tokens a second, a mean over time and not over steps: a long one weighs as much as many short ones.
-    speed: f64,
-    /// The seconds that it is a mean of.
-    time: f64,
-}
-
-impl Pace {
-    fn add(&mut self, seconds: f64, tokens: f64) {
-        self.time = (self.time + seconds).min(LATELY.max(STEPS * seconds));
-        self.speed += seconds / self.time * (tokens / seconds - self.speed);
-    }
-}
-
-/// What a trial has shown so far.
-#[derive(Clone, Copy, Debug, Default)]
-struct Trial {
-    steps: u32,
-    tokens: f64,
-    seconds: f64,
-    /// Whether some step but the first was faster than the best way.
-    faster: bool,
-}
-
 /// Times of steps of one kind, and what follows from them.
 #[derive(Clone, Debug)]
 pub(crate) struct Tuner {
+    /// Running mean of seconds a token, by `Crew as usize`; `None` before the first counted step.
+    mean: [Option<f64>; 2],
     best: Crew,
-    /// Of the best way.
-    pace: Pace,
-    /// Its speed when the last trial ended.
-    decided: Option<f64>,
-    /// Its steps since then.
+    /// What is being timed now.
+    current: Crew,
+    /// Steps done of `current` since it became so.
     steps: u32,
-    /// How many there are to be until the other way is tried.
+    /// Steps of the best way until the other is tried.
     pause: u32,
-    /// Of the other way, while there is one.
-    trial: Option<Trial>,
+    /// The best way's mean when the last trial ended.
+    decided: Option<f64>,
+    /// Seconds that the current trial has taken longer than the best way would have.
+    lost: f64,
 }
 
 impl Tuner {
     pub(crate) fn new() -> Self {
-        Self { best: Crew::All, pace: Pace::default(), decided: None, steps: 0, pause: TRIAL, trial: None }
+        Self {
+            mean: [None; 2],
+            best: Crew::All,
+            current: Crew::All,
+            steps: 0,
+            pause: TRIAL,
+            decided: None,
+            lost: 0.0,
+        }
     }
 
     /// How to compute the next step.
     pub(crate) fn crew(&self) -> Crew {
-        if self.trial.is_some() { self.best.other() } else { self.best }
+        self.current
     }
 
-    /// Notes how long the step took, which was of so many tokens.
-    pub(crate) fn record(&mut self, took: Duration, tokens: usize) {
-        // A clock that stood still is no infinite speed.
-        let (seconds, tokens) = (took.as_secs_f64().max(1e-9), tokens as f64);
-        match self.trial {
-            None => self.record_best(seconds, tokens),
-            Some(trial) => self.record_trial(trial, seconds, tokens),
-        }
-    }
-
-    fn record_best(&mut self, seconds: f64, tokens: f64) {
+    /// Notes what the step took for each of its tokens.
+    pub(crate) fn record(&mut self, per_token: Duration) {
         self.steps += 1;
-        // The first one wakes workers, or follows a trial.
-        if self.steps == 1 {
+        let seconds = per_token.as_secs_f64();
+        let mean = &mut self.mean[self.current as usize];
+        if self.steps > 1 {
+            *mean = Some(mean.map_or(seconds, |m| m + NEW * (seconds - m)));
+        }
+        let time = |crew: Crew| self.mean[crew as usize].unwrap_or(f64::INFINITY);
+        if self.current == self.best {
+            let ratio = self.decided.map_or(1.0, |decided| time(self.best) / decided);
+            let changed = !(1.0 / CHANGE..CHANGE).contains(&ratio) && self.steps >= SOON;
+            if changed {
+                self.pause = SHORTEST / 2;
+            }
+            if changed || self.steps >= self.pause {
+                (self.current, self.steps, self.lost) = (self.best.other(), 0, 0.0);
+                // What it took long ago does not count.
+                self.mean[self.current as usize] = None;
+            }
             return;
         }
-        self.pace.add(seconds, tokens);
-        let changed = |decided| !(1.0 / CHANGE..CHANGE).contains(&(self.pace.speed / decided));
-        if self.steps >= SOON && self.decided.is_some_and(changed) {
-            // The mean is half of before, and the other way is to be compared with now.
-            (self.pace, self.decided, self.steps, self.pause) = (Pace::default(), None, 1, 1 + SOON);
-        } else if self.steps >= self.pause {
-            self.trial = Some(Trial::default());
-        }
-    }
-
-    fn record_trial(&mut self, mut trial: Trial, seconds: f64, tokens: f64) {
-        let step = tokens / self.pace.speed;
-        trial.steps += 1;
-        trial.tokens += tokens;
-        trial.seconds += seconds;
-        trial.faster |= trial.steps > 1 && seconds < step;
-        // Seconds that the best way would have taken, and that were lost.
-        let best = trial.tokens / self.pace.speed;
-        let lost = trial.seconds - best;
-        let loses = lost > LOSES * best + BESIDES || trial.steps >= TRIAL && !trial.faster;
-        if !loses && (trial.steps < TRIAL || trial.seconds < LONG) {
-            self.trial = Some(trial);
+        let best = time(self.best);
+        self.lost += seconds - best;
+        let too_slow = seconds > best * SLOWER + BESIDES;
+        if self.steps < TRIAL && !too_slow {
             return;
         }
-        if !loses && lost < 0.0 {
-            self.best = self.best.other();
-            self.pace = Pace { speed: trial.tokens / trial.seconds, time: LATELY.min(trial.seconds) };
+        if time(self.current) < best && !too_slow {
             // What was best before is likely to be so again: look soon.
-            self.pause = SHORTEST;
+            (self.best, self.pause) = (self.current, SHORTEST);
         } else {
-            let affordable = (lost / step / LOST) as u32;
+            let affordable = (self.lost / best / LOST) as u32;
             self.pause = affordable.max(self.pause * 2).clamp(SHORTEST, LONGEST);
         }
-        (self.trial, self.steps, self.decided) = (None, 0, Some(self.pace.speed));
+        self.decided = self.mean[self.best as usize];
+        (self.current, self.steps) = (self.best, 0);
     }
 }
 
@@ -163,7 +127,7 @@ mod tests {
         for _ in 0..steps {
             let crew = tuner.crew();
             count[crew as usize] += 1;
-            tuner.record(Duration::from_micros(if crew == Crew::Alone { alone } else { all }), 1);
+            tuner.record(Duration::from_micros(if crew == Crew::Alone { alone } else { all }));
         }
         count
     }
@@ -193,38 +157,13 @@ mod tests {
         let mut tuner = Tuner::new();
         run(&mut tuner, 500, 400, 100);
         // Another program takes a core.
-        assert!(run(&mut tuner, 100, 400, 1000)[Crew::Alone as usize] >= 75);
+        assert!(run(&mut tuner, 100, 400, 1000)[Crew::Alone as usize] >= 85);
         assert_eq!(run(&mut tuner, 20, 400, 1000)[Crew::All as usize], 0);
         // It has gone, which the single thread does not notice.
         run(&mut tuner, 5000, 400, 100);
         assert!(run(&mut tuner, 100, 400, 100)[Crew::All as usize] >= 97);
         // It takes both cores, and leaves.
         assert!(run(&mut tuner, 200, 800, 8000)[Crew::Alone as usize] >= 180);
-        assert!(run(&mut tuner, 100, 400, 100)[Crew::All as usize] >= 50);
-    }
-
-    /// Two programs that compute without end, one a processor, which the system gives slices of about 4 ms: together the workers have half of
-    /// the time, one alone has two thirds, since the other program may move. A step alone takes little longer than one of both.
-    #[test]
-    fn beside_other_programs_one_thread_is_enough() {
-        let mut tuner = Tuner::new();
-        // What is left of the time that the worker has the core, and how long it will not have it then, in microseconds.
-        let (mut left, mut seed) = (4000_u64, 1_u64);
-        let mut count = [0; 2];
-        for _ in 0..4000 {
-            let crew = tuner.crew();
-            let (mut work, has) = if crew == Crew::Alone { (500, 8000) } else { (450, 4000) };
-            let mut took = work;
-            while work >= left {
-                work -= left;
-                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                left = has * (50 + (seed >> 33) % 100) / 100;
-                took += 4000;
-            }
-            left -= work;
-            tuner.record(Duration::from_micros(took), 1);
-            count[crew as usize] += 1;
-        }
-        assert!(count[Crew::Alone as usize] > 3200, "{count:?}");
+        assert!(run(&mut tuner, 100, 400, 100)[Crew::All as usize] >= 80);
     }
 }
