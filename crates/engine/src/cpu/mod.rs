@@ -9,7 +9,7 @@
 //!
 //! With one token a phase is microseconds long, so phases are joined (`single.rs`): every worker normalizes and quantizes
 //! the input of a product for itself, whoever attends with a head also rotates and stores it, and whoever has some of the
-//! gate and the values beside it multiplies them. A layer then has five barriers.
+//! gate and the values beside it multiplies them. A layer then has five barriers, or six where workers share a kv head.
 
 #![allow(unsafe_code)]
 

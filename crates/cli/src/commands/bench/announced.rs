@@ -3,6 +3,7 @@
 //! The models' memory is measured by a `nexaquant m3` of its own, so that this process is as any other while it answers.
 
 use super::kernels::{self, Cell};
+use super::load::Load;
 use super::table::{self, figure, number, percent, text};
 use super::visit::beginning;
 use crate::args::AnnouncedArgs;
@@ -21,7 +22,6 @@ use nexaquant_engine::{
 };
 use serde_json::{Value, json};
 use std::hint::black_box;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 /// A line of the table; `value` is `None` where the system does not tell.
@@ -42,6 +42,7 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
     };
 
     let processors = topology().parallelism;
+    let load = Load::asleep(processors);
     let system = System::here();
     let before = system.anonymous_memory();
     let name = &args.model;
@@ -59,9 +60,8 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
     }
     let (best, middle) = (runs.iter().copied().fold(f64::INFINITY, f64::min), median(runs));
     // Nothing else between the tokens: a counting loop would use up the time that the system gives the workers.
-    let loaded: Result<Vec<f64>, Failure> = under_load(processors, || {
-        (0..args.repeat).map(|_| Ok(mean(&answerer.answer(|_| ())?) * 1e3)).collect()
-    });
+    let loaded: Result<Vec<f64>, Failure> =
+        load.beside(|| (0..args.repeat).map(|_| Ok(mean(&answerer.answer(|_| ())?) * 1e3)).collect());
     let loaded = median(loaded?);
     let shape = format!(
         "{name}, {} of weights a token, {} runs of {} tokens, greedy, {threads} threads; prompt, sampling and text included",
@@ -110,8 +110,8 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
             quantile(&reads, 0.5) * 1e3
         ),
     );
-    let (tokens, spins) = under_load(processors, || answerer.answer_and_count(&count))?;
-    let load = format!("{processors} threads that compute without end, one a processor");
+    let (tokens, spins) = load.beside(|| answerer.answer_and_count(&count))?;
+    let load = format!("{processors} threads that compute without end, as many as processors");
     add(
         "jitter under load",
         Some(spread(&tokens)),
@@ -262,29 +262,6 @@ impl Count {
         });
         start.elapsed().as_secs_f64()
     }
-}
-
-/// Does `work` while every processor has something else to do.
-fn under_load<T>(threads: usize, work: impl FnOnce() -> T) -> T {
-    struct Stop<'a>(&'a AtomicBool);
-    impl Drop for Stop<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Relaxed);
-        }
-    }
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        // Also when the work fails or panics: the scope waits for the threads.
-        let _end = Stop(&stop);
-        for _ in 0..threads {
-            scope.spawn(|| {
-                while !stop.load(Relaxed) {
-                    std::hint::spin_loop();
-                }
-            });
-        }
-        work()
-    })
 }
 
 fn kernel_lines(

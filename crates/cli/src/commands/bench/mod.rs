@@ -7,10 +7,12 @@
 //! | `row.rs` | medians, shares |
 //! | `kernels.rs` | kernels by themselves |
 //! | `announced.rs` | the figures of the announcement |
+//! | `load.rs` | other work that keeps the processors busy |
 //! | `table.rs` | how tables look |
 
 mod announced;
 mod kernels;
+mod load;
 mod row;
 pub mod subject;
 mod table;
