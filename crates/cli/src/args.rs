@@ -613,6 +613,7 @@ pub enum Activations {
 Examples:
   nexaquant synth tinyllama-1.1b -o tinyllama.gguf
   nexaquant synth bitnet-2b4t --format I2_S -o bitnet.gguf
+  nexaquant synth tinyllama-1.1b --format Q4_K -o ordinary.gguf
   nexaquant synth layers=8,embd=1024,heads=16,kv=4,ff=2816,vocab=32000,ctx=4096,head=own -o mine.gguf
 
 The text of such a model is noise. Its tensors, sizes and arithmetic are those of a real one: layers in the
@@ -626,7 +627,7 @@ pub struct SynthArgs {
     /// Replace FILE if it exists.
     #[arg(long, help_heading = "Output")]
     pub force: bool,
-    /// TQ2_0, TQ1_0 or I2_S.
+    /// Any of `nexaquant info`: TQ2_0, I2_S, Q4_0, Q4_K, Q8_0 and so on.
     #[arg(long, value_name = "FORMAT", default_value = "TQ2_0", help_heading = "Model")]
     pub format: String,
     /// The same seed gives the same file.

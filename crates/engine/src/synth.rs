@@ -1,11 +1,13 @@
-//! Random but valid ternary models at real shapes, so that sizes, speed and memory can be tried without a download.
+//! Random but valid models at real shapes, so that sizes, speed and memory can be tried without a download.
 //!
 //! The text of such a model is noise; its bytes, tensors, tokenizer and arithmetic are those of a real one. Matrices of
-//! layers are ternary in the format asked for, the head is Q6_K (as `llama-quantize` makes it), norms are ones.
+//! layers are in the format asked for, the head is Q6_K (as `llama-quantize` makes it), norms are ones.
 //! The file is written as it is made: memory does not grow with it.
 
 use nexaquant_gguf::write::Writer;
 use nexaquant_gguf::{Error, StringArray, TensorType, Value};
+use nexaquant_kernels::{FORMATS, Format};
+use std::collections::HashMap;
 use std::io::Write;
 
 /// Sizes of a model.
@@ -57,9 +59,14 @@ pub enum SynthError {
         /// The names there are.
         names: String,
     },
-    /// Not a ternary format that can be made.
-    #[error("format {0:?} cannot be made; use TQ2_0, TQ1_0 or I2_S")]
-    Format(String),
+    /// Not a format of weights.
+    #[error("format {text:?} cannot be made; use {names}")]
+    Format {
+        /// What was given.
+        text: String,
+        /// The names there are.
+        names: String,
+    },
     /// The file cannot be written.
     #[error(transparent)]
     Write(#[from] Error),
@@ -132,21 +139,23 @@ impl Shape {
     }
 }
 
-/// The ternary format of that name, in any case.
+/// The format of that name, in any case.
 ///
 /// # Errors
-/// When it is none that can be made.
+/// When there are no kernels for it.
 pub fn format(name: &str) -> Result<TensorType, SynthError> {
-    TensorType::by_name(&name.to_uppercase())
-        .filter(|ty| matches!(ty.name(), "TQ2_0" | "TQ1_0" | "I2_S"))
-        .ok_or_else(|| SynthError::Format(name.to_owned()))
+    let names = || FORMATS.iter().map(|f| f.name);
+    TensorType::by_name(&name.to_uppercase()).filter(|ty| names().any(|known| known == ty.name())).ok_or_else(
+        || SynthError::Format { text: name.to_owned(), names: names().collect::<Vec<_>>().join(", ") },
+    )
 }
 
-/// Writes a model of `shape` with matrices in the [format](format()) `ternary`; the same seed gives the same file.
+/// Writes a model of `shape` with matrices in the [format](format()) `ty`; the same seed gives the same file.
 ///
 /// # Errors
-/// A writer that fails.
-pub fn synthesize<W: Write>(shape: &Shape, ternary: TensorType, seed: u64, out: W) -> Result<W, SynthError> {
+/// A writer that fails, or a type that [`format()`] does not know.
+pub fn synthesize<W: Write>(shape: &Shape, ty: TensorType, seed: u64, out: W) -> Result<W, SynthError> {
+    let ty = format(ty.name())?;
     let mut writer = Writer::new();
     metadata(&mut writer, shape);
     let (embd, ff, kv) = (u64::from(shape.embd), u64::from(shape.ff), u64::from(shape.kv_width()));
@@ -170,7 +179,7 @@ pub fn synthesize<W: Write>(shape: &Shape, ternary: TensorType, seed: u64, out: 
             ("ffn_up", embd, ff),
             ("ffn_down", ff, embd),
         ] {
-            writer.tensor(format!("blk.{i}.{name}.weight"), ternary, &[cols, rows])?;
+            writer.tensor(format!("blk.{i}.{name}.weight"), ty, &[cols, rows])?;
         }
     }
     writer.tensor("output_norm.weight", TensorType::F32, &[embd])?;
@@ -178,18 +187,16 @@ pub fn synthesize<W: Write>(shape: &Shape, ternary: TensorType, seed: u64, out: 
         writer.tensor("output.weight", TensorType::Q6_K, &[embd, vocab])?;
     }
 
-    let mut blocks = Blocks::new(seed);
+    let mut weights = Weights { state: seed ^ GOLDEN, made: HashMap::new() };
     let mut file = writer.start(out)?;
     while let Some((name, bytes)) = file.next().map(|(name, bytes)| (name.to_owned(), bytes)) {
-        let ty = if name.contains("norm") {
-            TensorType::F32
-        } else if name.starts_with("blk.") {
-            ternary
-        } else {
-            TensorType::Q6_K
-        };
-        let cols = if name.ends_with("ffn_down.weight") { shape.ff } else { shape.embd };
-        file.write_with(&name, |sink| blocks.write(sink, ty, cols, bytes))?;
+        let cols = if name.ends_with("ffn_down.weight") { shape.ff } else { shape.embd } as usize;
+        file.write_with(&name, |sink| {
+            if name.contains("norm") {
+                return (0..bytes / 4).try_for_each(|_| sink.write_all(&1f32.to_le_bytes()));
+            }
+            weights.write(sink, if name.starts_with("blk.") { ty } else { TensorType::Q6_K }, cols, bytes)
+        })?;
     }
     Ok(file.finish()?)
 }
@@ -247,102 +254,81 @@ fn metadata(writer: &mut Writer, shape: &Shape) {
     writer.set("tokenizer.ggml.add_bos_token", Value::Bool(true));
 }
 
-/// Random valid blocks.
-struct Blocks {
+/// 2^64 divided by the golden ratio, of SplitMix64.
+const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+/// About so many weights are random.
+const RANDOM: usize = 1 << 18;
+
+/// Random weights.
+struct Weights {
     state: u64,
-    buffer: Vec<u8>,
+    /// By format and length of a row.
+    made: HashMap<(&'static str, usize), Rows>,
 }
 
-impl Blocks {
-    fn new(seed: u64) -> Self {
-        Self { state: seed ^ 0x9e37_79b9_7f4a_7c15, buffer: Vec::new() }
-    }
+/// Whole rows, and what stands behind a tensor of them.
+struct Rows {
+    bytes: Vec<u8>,
+    tail: Vec<u8>,
+}
 
+impl Weights {
     /// SplitMix64 (Steele, Lea, Flood 2014).
     fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.state = self.state.wrapping_add(GOLDEN);
         let z = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
 
-    /// Fills `bytes` with `of(random byte)`.
-    fn fill(&mut self, bytes: &mut [u8], of: impl Fn(u8) -> u8) {
-        for chunk in bytes.chunks_mut(8) {
-            for (b, r) in chunk.iter_mut().zip(self.next().to_le_bytes()) {
-                *b = of(r);
-            }
-        }
+    /// Rows of `cols` weights, whose spread is 1 / sqrt(cols), so that activations keep their size from layer to layer.
+    fn rows(&mut self, format: &Format, cols: usize) -> Rows {
+        let rows = (RANDOM / cols).max(1);
+        let weights: Vec<f32> = (0..rows * cols)
+            .map(|_| {
+                let random = self.next() >> 40;
+                if format.ternary {
+                    // Thirds of -1, 0 and 1, whose variance is 2/3.
+                    ((random % 3) as f32 - 1.0) * (1.5 / cols as f32).sqrt()
+                } else {
+                    // Up to 1, of variance 1/3.
+                    (random as f32 / (1 << 23) as f32 - 1.0) * (3.0 / cols as f32).sqrt()
+                }
+            })
+            .collect();
+        let mut bytes = vec![0; format.tensor_bytes(rows, cols).unwrap_or(0)];
+        format.quantize(&weights, cols, &mut bytes);
+        let tail = bytes.split_off(bytes.len() - format.tail_bytes);
+        Rows { bytes, tail }
     }
 
-    /// Writes `total` bytes of a tensor whose rows have `cols` weights: a random stretch of whole rows, repeated from
-    /// random places, since a processor cannot tell and the random numbers would take longer than the disk.
-    fn write(&mut self, sink: &mut dyn Write, ty: TensorType, cols: u32, total: u64) -> std::io::Result<()> {
-        // Values of about 1 / sqrt(cols), so that activations keep their size from layer to layer.
-        let d = (1.5 / f64::from(cols)).sqrt() as f32;
-        let tail = ty.tail_bytes();
-        let mut left = total - tail;
-        let block = match ty.name() {
-            "TQ2_0" | "TQ1_0" => ty.block_bytes() as usize,
-            "I2_S" => 32,
-            "Q6_K" => 210,
-            _ => 4,
+    /// Writes `total` bytes of a tensor whose rows have `cols` weights: some random rows, repeated from random places,
+    /// since a processor cannot tell and more random weights would take longer than the disk.
+    fn write(
+        &mut self,
+        sink: &mut dyn Write,
+        ty: TensorType,
+        cols: usize,
+        total: u64,
+    ) -> std::io::Result<()> {
+        let format = Format::by_name(ty.name()).ok_or(std::io::ErrorKind::Unsupported)?;
+        let key = (format.name, cols);
+        let made = match self.made.remove(&key) {
+            Some(made) => made,
+            None => self.rows(format, cols),
         };
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let random = left.min(1 << 20) as usize;
-        buffer.resize((random / block).max(1) * block, 0);
-        for block in buffer.chunks_exact_mut(block) {
-            match ty.name() {
-                "TQ2_0" => {
-                    self.fill(&mut block[..64], four_codes);
-                    block[64..].copy_from_slice(&half::f16::from_f32(d).to_le_bytes());
-                }
-                "TQ1_0" => {
-                    self.fill(&mut block[..48], |r| trits(u32::from(r) % 243));
-                    self.fill(&mut block[48..52], |r| trits(u32::from(r) % 81 * 3));
-                    block[52..].copy_from_slice(&half::f16::from_f32(d).to_le_bytes());
-                }
-                "I2_S" => self.fill(block, four_codes),
-                "Q6_K" => {
-                    self.fill(&mut block[..192], |r| r);
-                    block[192..208].fill(8);
-                    // Six-bit codes around zero have a spread of about 18.5.
-                    let d = d / (18.5 * 8.0);
-                    block[208..].copy_from_slice(&half::f16::from_f32(d).to_le_bytes());
-                }
-                _ => block.copy_from_slice(&1f32.to_le_bytes()),
-            }
-        }
-        let blocks = (buffer.len() / block) as u64;
+        let blocks = (made.bytes.len() / format.block_bytes) as u64;
+        let mut left = total - made.tail.len() as u64;
         while left > 0 {
-            let from = (self.next() % blocks) as usize * block;
-            let take = ((buffer.len() - from) as u64).min(left) as usize;
-            sink.write_all(&buffer[from..from + take])?;
+            let from = &made.bytes[(self.next() % blocks) as usize * format.block_bytes..];
+            let take = (from.len() as u64).min(left) as usize;
+            sink.write_all(&from[..take])?;
             left -= take as u64;
         }
-        if tail > 0 {
-            let mut bytes = vec![0; tail as usize];
-            bytes[..4].copy_from_slice(&d.to_le_bytes());
-            sink.write_all(&bytes)?;
-        }
-        self.buffer = buffer;
+        sink.write_all(&made.tail)?;
+        self.made.insert(key, made);
         Ok(())
     }
-}
-
-/// A byte of four valid two-bit codes.
-fn four_codes(random: u8) -> u8 {
-    let mut left = u32::from(random) * 81 / 256;
-    (0..4).fold(0, |byte, _| {
-        let code = (left % 3) as u8;
-        left /= 3;
-        byte << 2 | code
-    })
-}
-
-/// Base-3 digits as TQ1_0 stores them.
-fn trits(value: u32) -> u8 {
-    (value * 256).div_ceil(243) as u8
 }
 
 #[cfg(test)]
@@ -354,7 +340,7 @@ mod tests {
     #[test]
     fn every_format_and_architecture_makes_a_model_that_runs() {
         let mut pool = Pool::new(PoolOptions { threads: Some(1), pin: false }).unwrap();
-        for format in ["TQ2_0", "tq1_0", "I2_S"] {
+        for format in FORMATS.iter().map(|f| f.name).chain(["tq1_0"]) {
             for arch in ["llama", "bitnet-b1.58"] {
                 let text = format!("arch={arch},layers=2,embd=256,heads=4,kv=2,ff=512,vocab=300,head=own");
                 let shape = Shape::parse(&text).unwrap();
@@ -402,6 +388,10 @@ mod tests {
         }
         let shape = Shape::parse("tinyllama-1.1b").unwrap();
         assert_eq!((shape.layers, shape.embd, shape.own_head), (22, 2048, true));
-        assert!(matches!(super::format("Q4_0"), Err(SynthError::Format(_))));
+        let unknown = super::format("Q3_K").unwrap_err().to_string();
+        assert!(
+            unknown.contains("\"Q3_K\"") && unknown.contains("TQ2_0") && unknown.contains("Q4_0"),
+            "{unknown}"
+        );
     }
 }

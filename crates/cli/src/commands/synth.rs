@@ -1,4 +1,4 @@
-//! `synth`: writes a random but valid ternary model at a real shape, to try sizes and speed without a download.
+//! `synth`: writes a random but valid model at a real shape, to try sizes and speed without a download.
 
 use crate::args::SynthArgs;
 use crate::failure::Failure;
@@ -35,7 +35,7 @@ pub fn synth(args: &SynthArgs) -> Result<(), Failure> {
 }
 
 /// Writes a random model in large pieces, so that the system can cache them in huge pages.
-pub fn write(shape: &Shape, ternary: TensorType, seed: u64, file: File) -> Result<(), SynthError> {
-    let mut out = synthesize(shape, ternary, seed, BufWriter::with_capacity(16 << 20, file))?;
+pub fn write(shape: &Shape, ty: TensorType, seed: u64, file: File) -> Result<(), SynthError> {
+    let mut out = synthesize(shape, ty, seed, BufWriter::with_capacity(16 << 20, file))?;
     out.flush().map_err(|error| SynthError::Write(error.into()))
 }

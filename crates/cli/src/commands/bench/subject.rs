@@ -21,8 +21,8 @@ pub struct Subject {
 
 impl Subject {
     /// Finds and loads it. Where no file has that name, it may be a shape.
-    pub fn open(name: &str, ternary: &str, load: LoadOptions) -> Result<Self, Failure> {
-        let ty = format(ternary).map_err(|error| Failure::Input(format!("--format: {error}")))?;
+    pub fn open(name: &str, weights: &str, load: LoadOptions) -> Result<Self, Failure> {
+        let ty = format(weights).map_err(|error| Failure::Input(format!("--format: {error}")))?;
         let is_shape = name.contains('=') || Shape::names().any(|known| known == name);
         if !is_shape || std::path::Path::new(name).exists() {
             let missing = |failure| match failure {
