@@ -158,6 +158,13 @@ fn kernels_are_measured_on_every_instruction_set() {
     let scalar = stdout(&["bench", "kernels", "Q8_0", "--isa", "scalar", "-r", "1", "--csv"]);
     assert_eq!(scalar.lines().count(), 1 + 4 + 2, "{scalar}");
     nexaquant().args(["bench", "kernels", "Q9"]).assert().code(2).stderr(contains("there are F32"));
+    match Isa::ALL.into_iter().find(|isa| !Isa::available().any(|here| here == *isa)) {
+        Some(isa) => {
+            let other = ["bench", "kernels", "Q8_0", "--isa", isa.name()];
+            nexaquant().args(other).assert().code(2).stderr(contains("it has those of scalar"));
+        }
+        None => println!("SKIPPED other-isa: this processor has every instruction set"),
+    }
 }
 
 #[test]

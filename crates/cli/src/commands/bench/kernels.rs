@@ -58,6 +58,13 @@ pub fn kernels(args: &KernelsArgs) -> Result<(), Failure> {
             }
         }
     }
+    if cells.is_empty() {
+        let here: Vec<&str> = Isa::available().map(Isa::name).collect();
+        return Err(Failure::Input(format!(
+            "--isa: this processor has no such kernels; it has those of {}",
+            here.join(", ")
+        )));
+    }
     let pool = PoolOptions { threads: Some(1), pin: true };
     let mut pool = Pool::new(pool).map_err(|error| crate::engine::threads(&error))?;
     let most = cells.iter().filter_map(|c| c.format.tensor_bytes(c.rows, COLS)).max().unwrap_or(0);
