@@ -120,7 +120,7 @@ fn what_cannot_be_measured_is_said() {
         (vec!["-p", &many], "rows are too many"),
         (vec!["nosuch"], "shapes of random models are tinyllama-1.1b"),
         (vec!["layers=2,embd=7"], "multiples of 256"),
-        (vec!["tinyllama-1.1b", "--format", "Q4_0"], "--format"),
+        (vec!["tinyllama-1.1b", "--format", "Q3_K"], "--format"),
         (vec!["--json", "--csv"], "cannot be used with"),
     ] {
         nexaquant().arg("bench").args(&args).assert().code(2).stderr(contains(text));
