@@ -627,7 +627,7 @@ pub struct SynthArgs {
     /// Replace FILE if it exists.
     #[arg(long, help_heading = "Output")]
     pub force: bool,
-    /// Any of `nexaquant info`: TQ2_0, I2_S, Q4_0, Q4_K, Q8_0 and so on.
+    /// Of the layers; any of `nexaquant info`: TQ2_0, I2_S, Q4_0, Q4_K, Q8_0 and so on.
     #[arg(long, value_name = "FORMAT", default_value = "TQ2_0", help_heading = "Model")]
     pub format: String,
     /// The same seed gives the same file.

@@ -1,7 +1,7 @@
 //! Random but valid models at real shapes, so that sizes, speed and memory can be tried without a download.
 //!
 //! The text of such a model is noise; its bytes, tensors, tokenizer and arithmetic are those of a real one. Matrices of
-//! layers are in the format asked for, the head is Q6_K (as `llama-quantize` makes it), norms are ones.
+//! layers are in the format asked for, embedding and head in Q6_K (as `llama-quantize` makes a head), norms are ones.
 //! The file is written as it is made: memory does not grow with it.
 
 use nexaquant_gguf::write::Writer;
@@ -59,7 +59,7 @@ pub enum SynthError {
         /// The names there are.
         names: String,
     },
-    /// Not a format of weights.
+    /// A format without kernels.
     #[error("format {text:?} cannot be made; use {names}")]
     Format {
         /// What was given.
@@ -144,10 +144,13 @@ impl Shape {
 /// # Errors
 /// When there are no kernels for it.
 pub fn format(name: &str) -> Result<TensorType, SynthError> {
-    let names = || FORMATS.iter().map(|f| f.name);
-    TensorType::by_name(&name.to_uppercase()).filter(|ty| names().any(|known| known == ty.name())).ok_or_else(
-        || SynthError::Format { text: name.to_owned(), names: names().collect::<Vec<_>>().join(", ") },
-    )
+    let ty = TensorType::by_name(&name.to_uppercase());
+    ty.filter(|ty| Format::by_name(ty.name()).is_some()).ok_or_else(|| unknown(name))
+}
+
+fn unknown(name: &str) -> SynthError {
+    let names: Vec<&str> = FORMATS.iter().map(|format| format.name).collect();
+    SynthError::Format { text: name.to_owned(), names: names.join(", ") }
 }
 
 /// Writes a model of `shape` with matrices in the [format](format()) `ty`; the same seed gives the same file.
@@ -155,7 +158,8 @@ pub fn format(name: &str) -> Result<TensorType, SynthError> {
 /// # Errors
 /// A writer that fails, or a type that [`format()`] does not know.
 pub fn synthesize<W: Write>(shape: &Shape, ty: TensorType, seed: u64, out: W) -> Result<W, SynthError> {
-    let ty = format(ty.name())?;
+    let kernels = |ty: TensorType| Format::by_name(ty.name()).ok_or_else(|| unknown(ty.name()));
+    let (layers, others) = (kernels(ty)?, kernels(TensorType::Q6_K)?);
     let mut writer = Writer::new();
     metadata(&mut writer, shape);
     let (embd, ff, kv) = (u64::from(shape.embd), u64::from(shape.ff), u64::from(shape.kv_width()));
@@ -187,15 +191,20 @@ pub fn synthesize<W: Write>(shape: &Shape, ty: TensorType, seed: u64, out: W) ->
         writer.tensor("output.weight", TensorType::Q6_K, &[embd, vocab])?;
     }
 
-    let mut weights = Weights { state: seed ^ GOLDEN, made: HashMap::new() };
+    let mut random = Random(seed ^ GOLDEN);
+    // By format and length of a row.
+    let mut made = HashMap::new();
     let mut file = writer.start(out)?;
     while let Some((name, bytes)) = file.next().map(|(name, bytes)| (name.to_owned(), bytes)) {
+        let format = if name.starts_with("blk.") { layers } else { others };
         let cols = if name.ends_with("ffn_down.weight") { shape.ff } else { shape.embd } as usize;
         file.write_with(&name, |sink| {
             if name.contains("norm") {
                 return (0..bytes / 4).try_for_each(|_| sink.write_all(&1f32.to_le_bytes()));
             }
-            weights.write(sink, if name.starts_with("blk.") { ty } else { TensorType::Q6_K }, cols, bytes)
+            let rows =
+                made.entry((format.name, cols)).or_insert_with(|| Rows::new(&mut random, format, cols));
+            rows.write(&mut random, sink, bytes)
         })?;
     }
     Ok(file.finish()?)
@@ -254,39 +263,38 @@ fn metadata(writer: &mut Writer, shape: &Shape) {
     writer.set("tokenizer.ggml.add_bos_token", Value::Bool(true));
 }
 
-/// 2^64 divided by the golden ratio, of SplitMix64.
+/// 2^64 divided by the golden ratio.
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-/// About so many weights are random.
-const RANDOM: usize = 1 << 18;
 
-/// Random weights.
-struct Weights {
-    state: u64,
-    /// By format and length of a row.
-    made: HashMap<(&'static str, usize), Rows>,
-}
+/// SplitMix64 (Steele, Lea, Flood 2014).
+struct Random(u64);
 
-/// Whole rows, and what stands behind a tensor of them.
-struct Rows {
-    bytes: Vec<u8>,
-    tail: Vec<u8>,
-}
-
-impl Weights {
-    /// SplitMix64 (Steele, Lea, Flood 2014).
+impl Random {
     fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(GOLDEN);
-        let z = (self.state ^ (self.state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        self.0 = self.0.wrapping_add(GOLDEN);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
+}
 
-    /// Rows of `cols` weights, whose spread is 1 / sqrt(cols), so that activations keep their size from layer to layer.
-    fn rows(&mut self, format: &Format, cols: usize) -> Rows {
-        let rows = (RANDOM / cols).max(1);
+/// About so many weights are random.
+const WEIGHTS: usize = 1 << 18;
+
+/// Random whole rows, and what stands behind a tensor of them.
+struct Rows {
+    bytes: Vec<u8>,
+    tail: Vec<u8>,
+    block: usize,
+}
+
+impl Rows {
+    /// Of `cols` weights each, whose spread is 1 / sqrt(cols), so that activations keep their size from layer to layer.
+    fn new(random: &mut Random, format: &Format, cols: usize) -> Self {
+        let rows = (WEIGHTS / cols).max(1);
         let weights: Vec<f32> = (0..rows * cols)
             .map(|_| {
-                let random = self.next() >> 40;
+                let random = random.next() >> 40;
                 if format.ternary {
                     // Thirds of -1, 0 and 1, whose variance is 2/3.
                     ((random % 3) as f32 - 1.0) * (1.5 / cols as f32).sqrt()
@@ -299,35 +307,21 @@ impl Weights {
         let mut bytes = vec![0; format.tensor_bytes(rows, cols).unwrap_or(0)];
         format.quantize(&weights, cols, &mut bytes);
         let tail = bytes.split_off(bytes.len() - format.tail_bytes);
-        Rows { bytes, tail }
+        Self { bytes, tail, block: format.block_bytes }
     }
 
-    /// Writes `total` bytes of a tensor whose rows have `cols` weights: some random rows, repeated from random places,
-    /// since a processor cannot tell and more random weights would take longer than the disk.
-    fn write(
-        &mut self,
-        sink: &mut dyn Write,
-        ty: TensorType,
-        cols: usize,
-        total: u64,
-    ) -> std::io::Result<()> {
-        let format = Format::by_name(ty.name()).ok_or(std::io::ErrorKind::Unsupported)?;
-        let key = (format.name, cols);
-        let made = match self.made.remove(&key) {
-            Some(made) => made,
-            None => self.rows(format, cols),
-        };
-        let blocks = (made.bytes.len() / format.block_bytes) as u64;
-        let mut left = total - made.tail.len() as u64;
+    /// Writes `total` bytes of a tensor: the rows repeated from random places, since a processor cannot tell and more
+    /// random weights would take longer than the disk.
+    fn write(&self, random: &mut Random, sink: &mut dyn Write, total: u64) -> std::io::Result<()> {
+        let blocks = (self.bytes.len() / self.block) as u64;
+        let mut left = total - self.tail.len() as u64;
         while left > 0 {
-            let from = &made.bytes[(self.next() % blocks) as usize * format.block_bytes..];
+            let from = &self.bytes[(random.next() % blocks) as usize * self.block..];
             let take = (from.len() as u64).min(left) as usize;
             sink.write_all(&from[..take])?;
             left -= take as u64;
         }
-        sink.write_all(&made.tail)?;
-        self.made.insert(key, made);
-        Ok(())
+        sink.write_all(&self.tail)
     }
 }
 

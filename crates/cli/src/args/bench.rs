@@ -58,7 +58,7 @@ pub struct BenchArgs {
     /// Repeats of each row.
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repeat: u32,
-    /// Format of random models: any of `nexaquant info`, such as TQ2_0, Q4_0 or Q4_K.
+    /// Format of the layers of random models: any of `nexaquant info`, such as TQ2_0, Q4_0 or Q4_K.
     #[arg(long, value_name = "FORMAT", default_value = "TQ2_0", help_heading = "Computation")]
     pub format: String,
     /// int8: activations are rounded to 8 bits. float: they are not.
