@@ -8,7 +8,7 @@ use crate::output::{bytes, note};
 use nexaquant_engine::m3::{Memory, MemoryOptions};
 use nexaquant_engine::opencl::{Choice, Gpu, Measured, OpenError, Placement, Within, choose};
 use nexaquant_engine::{
-    LoadCause, LoadOptions, Model, Pool, Session, SessionError, SessionOptions, topology,
+    LoadCause, LoadError, LoadOptions, Model, Pool, Session, SessionError, SessionOptions, topology,
 };
 
 /// Loads a model and starts the threads.
@@ -271,11 +271,16 @@ pub fn load(source: &Source, options: &options::Engine) -> Result<Model, Failure
 
 /// The same where nothing but how to load is decided.
 pub fn load_source(source: &Source, options: LoadOptions) -> Result<Model, Failure> {
-    source.load(options).map_err(|error| match &*error.cause {
+    source.load(options).map_err(unloaded)
+}
+
+/// A model that cannot be loaded.
+pub fn unloaded(error: LoadError) -> Failure {
+    match &*error.cause {
         // These name the file themselves.
         LoadCause::File(cause) => Failure::input(cause),
         _ => Failure::input(error),
-    })
+    }
 }
 
 /// Token ids of plain text, with the beginning-of-sequence token if the model asks for one.

@@ -54,6 +54,41 @@ fn rows_have_figures_that_belong_together() {
 }
 
 #[test]
+fn prompts_of_floats_stand_beside_no_limit_of_bytes() {
+    let shape = "layers=2,embd=256,heads=2,kv=1,ff=256,vocab=300";
+    let args =
+        |more: &[&str]| json(&[&["bench", shape, "-p", "9", "-n", "0", "-r", "1", "--json"], more].concat());
+    for (more, bytes) in
+        [(["--format", "F16"], false), (["--activations", "float"], false), (["--format", "Q8_0"], true)]
+    {
+        let row = &args(&more)["rows"][0];
+        for name in ["gmacs_per_s", "measured_peak_gmacs_per_s", "fraction"] {
+            assert_eq!(row[name].is_number(), bytes, "{more:?}: {row}");
+        }
+    }
+    let table = stdout(&["bench", shape, "-p", "9", "-n", "0", "-r", "1", "--format", "F16", "--csv"]);
+    assert!(table.trim_end().ends_with(",-,-,G products/s,-"), "{table}");
+}
+
+/// A line break in a name would be a row of its own, and other control characters would steer the terminal.
+#[cfg(unix)]
+#[test]
+fn names_of_files_are_told_apart_and_break_no_table() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    std::fs::create_dir(path("other")).unwrap();
+    let (one, two, odd) = (path("m.gguf"), path("other/m.gguf"), path("a\n\x1b[31m.gguf"));
+    for name in [&one, &two, &odd] {
+        std::fs::copy(common::tiny(), name).unwrap();
+    }
+    for form in ["--csv", "--md"] {
+        let table = stdout(&["bench", &one, &two, &odd, "-p", "0", "-n", "1", "-r", "1", form]);
+        assert_eq!(table.lines().count(), 3 + if form == "--csv" { 1 } else { 2 }, "{table}");
+        assert!(table.contains(&one) && table.contains(&two) && !table.contains('\x1b'), "{table}");
+    }
+}
+
+#[test]
 fn a_table_has_the_same_rows_in_every_form() {
     let args = ["bench", "-p", "0", "-n", "2", "-r", "1", "-t", "1"];
     let with = |form: &[&str]| stdout(&[&args[..], form].concat());
@@ -103,7 +138,9 @@ fn rows_of_a_device_stand_beside_what_it_reads() {
     assert!(csv.lines().skip(1).all(|line| line.contains(&device)), "{csv}");
     let threads = [&args[..], &["-t", "1"]].concat();
     nexaquant().args(threads).assert().code(2).stderr(contains("leave one of --threads and --device out"));
-    nexaquant().args(["bench", "--device", "none such"]).assert().code(2).stderr(contains("--device: "));
+    for none in ["none such", ""] {
+        nexaquant().args(["bench", "--device", none]).assert().code(2).stderr(contains("--device: "));
+    }
 }
 
 #[test]
@@ -121,6 +158,9 @@ fn what_cannot_be_measured_is_said() {
         (vec!["nosuch"], "shapes of random models are tinyllama-1.1b"),
         (vec!["layers=2,embd=7"], "multiples of 256"),
         (vec!["tinyllama-1.1b", "--format", "Q3_K"], "--format"),
+        (vec!["alpha", "--format", "Q4_0"], "none is asked for"),
+        (vec!["tinyllama-1.1b", "nosuch"], "no model \"nosuch\""),
+        (vec!["TinyLlama-1.1B"], "shapes of random models are tinyllama-1.1b"),
         (vec!["--json", "--csv"], "cannot be used with"),
     ] {
         nexaquant().arg("bench").args(&args).assert().code(2).stderr(contains(text));
@@ -199,7 +239,19 @@ fn announced_figures_are_all_measured() {
     assert!(measured("speed under load, of a fair share") > 0.0);
     assert!(measured("numeric delta") <= 1e-6);
 
-    let gamma = json(&["bench", "announced", "gamma", "-r", "1", "-n", "4", "--json"]);
-    assert!(gamma["rows"][0]["of"].as_str().unwrap().starts_with("gamma, "), "{gamma}");
+    // Random bytes for a tokenizer: "Once upon a time" takes 17 positions.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let path = file.path().to_str().unwrap();
+    let short = |context: u32| {
+        let shape = format!("layers=1,embd=256,heads=2,kv=1,ff=256,vocab=300,ctx={context}");
+        stdout(&["synth", &shape, "-o", path, "--force"]);
+        nexaquant().args(["bench", "announced", path, "-r", "1", "--json"]).assert()
+    };
+    short(18).code(2).stderr(contains("context of 18 positions is too short"));
+    let run = short(24).success().stderr(contains("8 tokens a run"));
+    let found: Value = serde_json::from_slice(&run.get_output().stdout).unwrap();
+    let of = found["rows"][0]["of"].as_str().unwrap();
+    assert!(of.starts_with(path) && of.contains("1 runs of 8 tokens"), "{of}");
+    assert!(found["rows"].as_array().unwrap().iter().all(|row| row["measured"].is_number()), "{found}");
     nexaquant().args(["bench", "announced", "nobody"]).assert().code(2).stderr(contains("no model"));
 }

@@ -44,4 +44,48 @@ fn what_cannot_be_made_is_said_and_leaves_no_file() {
         assert!(!file.exists(), "{shape} {format}");
     }
     nexaquant().args(["synth", SMALL, "-o", "/nonexistent/x.gguf"]).assert().code(2);
+    let huge = "layers=4096,embd=1048576,heads=4096,kv=4096,ff=1048576";
+    let said = predicate::str::contains("there is room for");
+    nexaquant().args(["synth", huge, "--format", "F32", "-o", path]).assert().code(2).stderr(said);
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+/// A file that is being written has a name that nobody else has.
+#[test]
+fn nothing_that_is_there_is_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str| dir.path().join(name);
+    let part = file("made.gguf.part");
+    std::fs::write(&part, "precious").unwrap();
+    let made = file("made.gguf");
+    let synth = |seed: &str, path: &std::path::Path, more: &[&str]| {
+        let mut command = spawnable();
+        command.args(["synth", SMALL, "--seed", seed, "-o"]).arg(path).args(more);
+        command.stdout(std::process::Stdio::null()).spawn().unwrap()
+    };
+    // Two at once to one file: it is one of the two.
+    for mut child in [synth("1", &made, &["--force"]), synth("2", &made, &["--force"])] {
+        assert!(child.wait().unwrap().success());
+    }
+    let alone = |seed| {
+        let path = file(seed);
+        assert!(synth(seed, &path, &[]).wait().unwrap().success());
+        std::fs::read(path).unwrap()
+    };
+    let found = std::fs::read(&made).unwrap();
+    assert!(found == alone("1") || found == alone("2"));
+    assert_eq!(std::fs::read(&part).unwrap(), b"precious");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 4);
+
+    #[cfg(unix)]
+    for target in ["made.gguf", "nowhere"] {
+        let link = file("link");
+        std::os::unix::fs::symlink(file(target), &link).unwrap();
+        for (more, why) in [(&[][..], "exists already"), (&["--force"], "no regular file")] {
+            let mut command = nexaquant();
+            command.args(["synth", SMALL, "-o"]).arg(&link).args(more);
+            command.assert().code(2).stderr(predicate::str::contains(why));
+        }
+        std::fs::remove_file(link).unwrap();
+    }
 }

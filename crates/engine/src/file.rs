@@ -115,7 +115,12 @@ impl ModelFile {
             let found = if kind.is_dir() { "a directory" } else { "a pipe or device" };
             return Err(FileError::NotAFile { path: path.to_owned(), found });
         }
-        let file = File::open(path).map_err(io("open"))?;
+        Self::from_file(File::open(path).map_err(io("open"))?, path)
+    }
+
+    /// Maps a file that is open, whether it has a name or not; messages call it `path`.
+    pub fn from_file(file: File, path: &Path) -> Result<Self, FileError> {
+        let io = |action| move |source| FileError::Io { action, path: path.to_owned(), source };
         let metadata = file.metadata().map_err(io("open"))?;
         if metadata.len() == 0 {
             return Err(FileError::Empty { path: path.to_owned() });

@@ -7,6 +7,7 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 use crate::weights::{WeightError, WeightTable};
 use nexaquant_gguf::Gguf;
 use nexaquant_kernels::{Isa, IsaError, Mode, Ops};
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -96,20 +97,24 @@ impl std::fmt::Debug for Model {
 impl Model {
     /// Maps and checks a file. Weights are read when they are used.
     pub fn load(path: &Path, options: LoadOptions) -> Result<Self, LoadError> {
-        let fail = |cause: LoadCause| LoadError { path: path.to_owned(), cause: Box::new(cause) };
-        let file = ModelFile::open(path).map_err(|e| fail(e.into()))?;
-        Self::from_file(file, options)
+        Self::new(ModelFile::open(path), path, options)
+    }
+
+    /// The same with a file that is open, whether it has a name or not; messages call it `path`.
+    pub fn from_file(file: File, path: &Path, options: LoadOptions) -> Result<Self, LoadError> {
+        Self::new(ModelFile::from_file(file, path), path, options)
     }
 
     /// The same from bytes that are part of the program.
     pub fn from_static(name: &str, bytes: &'static [u8], options: LoadOptions) -> Result<Self, LoadError> {
-        Self::from_file(ModelFile::from_static(name, bytes), options)
+        Self::new(Ok(ModelFile::from_static(name, bytes)), Path::new(name), options)
     }
 
-    fn from_file(file: ModelFile, options: LoadOptions) -> Result<Self, LoadError> {
-        let path = file.path().to_owned();
-        let inner = Inner::load(file, options).map_err(|cause| LoadError { path, cause: Box::new(cause) })?;
-        Ok(Self(Arc::new(inner)))
+    fn new(file: Result<ModelFile, FileError>, path: &Path, options: LoadOptions) -> Result<Self, LoadError> {
+        let inner = file.map_err(LoadCause::from).and_then(|file| Inner::load(file, options));
+        inner
+            .map(|inner| Self(Arc::new(inner)))
+            .map_err(|cause| LoadError { path: path.to_owned(), cause: Box::new(cause) })
     }
 
     /// The file.

@@ -4,33 +4,33 @@
 //! layers are in the format asked for, embedding and head in Q6_K (as `llama-quantize` makes a head), norms are ones.
 //! The file is written as it is made: memory does not grow with it.
 
+use crate::model::hparams::{MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS};
 use nexaquant_gguf::write::Writer;
 use nexaquant_gguf::{Error, StringArray, TensorType, Value};
 use nexaquant_kernels::{FORMATS, Format};
 use std::collections::HashMap;
 use std::io::Write;
 
-/// Sizes of a model.
+/// Sizes of a model that the loader takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Shape {
     /// `general.architecture`: `llama` or `bitnet-b1.58`.
-    pub arch: String,
-    /// Layers.
-    pub layers: u32,
+    arch: String,
+    layers: u32,
     /// Width of the residual stream.
-    pub embd: u32,
+    embd: u32,
     /// Query heads; divides `embd`.
-    pub heads: u32,
+    heads: u32,
     /// Key and value heads; divides `heads`.
-    pub kv_heads: u32,
+    kv_heads: u32,
     /// Width of the hidden vector.
-    pub ff: u32,
+    ff: u32,
     /// Tokens.
-    pub vocab: u32,
+    vocab: u32,
     /// Positions.
-    pub context: u32,
+    context: u32,
     /// The head has a matrix of its own.
-    pub own_head: bool,
+    own_head: bool,
 }
 
 /// Shapes with names.
@@ -129,7 +129,9 @@ impl Shape {
         )?;
         check(shape.embd.is_multiple_of(2 * shape.heads), "heads must divide embd into an even size")?;
         check(shape.heads.is_multiple_of(shape.kv_heads), "kv must divide heads")?;
-        check(shape.layers <= 4096, "there can be 4096 layers at most")?;
+        check(u64::from(shape.layers) <= MAX_LAYERS, "there can be 4096 layers at most")?;
+        check(shape.heads as usize <= MAX_HEADS, "there can be 4096 heads at most")?;
+        check((shape.embd / shape.heads) as usize <= MAX_HEAD_DIM, "a head can be 16384 wide at most")?;
         check(shape.vocab >= 260, "vocab must be at least 260: every byte and four more")?;
         Ok(shape)
     }
@@ -153,26 +155,22 @@ fn unknown(name: &str) -> SynthError {
     SynthError::Format { text: name.to_owned(), names: names.join(", ") }
 }
 
-/// Writes a model of `shape` with matrices in the [format](format()) `ty`; the same seed gives the same file.
-///
-/// # Errors
-/// A writer that fails, or a type that [`format()`] does not know.
-pub fn synthesize<W: Write>(shape: &Shape, ty: TensorType, seed: u64, out: W) -> Result<W, SynthError> {
-    let kernels = |ty: TensorType| Format::by_name(ty.name()).ok_or_else(|| unknown(ty.name()));
-    let (layers, others) = (kernels(ty)?, kernels(TensorType::Q6_K)?);
+/// Metadata and tensors of a model, and how many bytes the tensors have.
+fn declare(shape: &Shape, ty: TensorType) -> Result<(Writer, u64), Error> {
     let mut writer = Writer::new();
     metadata(&mut writer, shape);
     let (embd, ff, kv) = (u64::from(shape.embd), u64::from(shape.ff), u64::from(shape.kv_width()));
     let vocab = u64::from(shape.vocab);
-    writer.tensor("token_embd.weight", TensorType::Q6_K, &[embd, vocab])?;
+    let mut total = writer.tensor("token_embd.weight", TensorType::Q6_K, &[embd, vocab])?;
     for i in 0..shape.layers {
-        let mut vector =
-            |name: &str, n: u64| writer.tensor(format!("blk.{i}.{name}.weight"), TensorType::F32, &[n]);
-        vector("attn_norm", embd)?;
-        vector("ffn_norm", embd)?;
+        let mut tensor = |name: &str, ty: TensorType, dims: &[u64]| {
+            writer.tensor(format!("blk.{i}.{name}.weight"), ty, dims).map(|bytes| total += bytes)
+        };
+        tensor("attn_norm", TensorType::F32, &[embd])?;
+        tensor("ffn_norm", TensorType::F32, &[embd])?;
         if shape.arch.starts_with("bitnet") {
-            vector("attn_sub_norm", embd)?;
-            vector("ffn_sub_norm", ff)?;
+            tensor("attn_sub_norm", TensorType::F32, &[embd])?;
+            tensor("ffn_sub_norm", TensorType::F32, &[ff])?;
         }
         for (name, cols, rows) in [
             ("attn_q", embd, embd),
@@ -183,18 +181,36 @@ pub fn synthesize<W: Write>(shape: &Shape, ty: TensorType, seed: u64, out: W) ->
             ("ffn_up", embd, ff),
             ("ffn_down", ff, embd),
         ] {
-            writer.tensor(format!("blk.{i}.{name}.weight"), ty, &[cols, rows])?;
+            tensor(name, ty, &[cols, rows])?;
         }
     }
-    writer.tensor("output_norm.weight", TensorType::F32, &[embd])?;
+    total += writer.tensor("output_norm.weight", TensorType::F32, &[embd])?;
     if shape.own_head {
-        writer.tensor("output.weight", TensorType::Q6_K, &[embd, vocab])?;
+        total += writer.tensor("output.weight", TensorType::Q6_K, &[embd, vocab])?;
     }
+    Ok((writer, total))
+}
 
+/// How many bytes the tensors of a model have; its file has some more.
+///
+/// # Errors
+/// When they are more than a file can have.
+pub fn tensor_bytes(shape: &Shape, ty: TensorType) -> Result<u64, SynthError> {
+    Ok(declare(shape, ty)?.1)
+}
+
+/// Writes a model of `shape` with matrices in the [format](format()) `ty`; the same seed gives the same file.
+///
+/// # Errors
+/// A writer that fails, or a type that [`format()`] does not know.
+pub fn synthesize<W: Write>(shape: &Shape, ty: TensorType, seed: u64, out: W) -> Result<W, SynthError> {
+    let kernels = |ty: TensorType| Format::by_name(ty.name()).ok_or_else(|| unknown(ty.name()));
+    let (layers, others) = (kernels(ty)?, kernels(TensorType::Q6_K)?);
     let mut random = Random(seed ^ GOLDEN);
+    let most_rows = shape.vocab.max(shape.embd).max(shape.ff) as usize;
     // By format and length of a row.
     let mut made = HashMap::new();
-    let mut file = writer.start(out)?;
+    let mut file = declare(shape, ty)?.0.start(out)?;
     while let Some((name, bytes)) = file.next().map(|(name, bytes)| (name.to_owned(), bytes)) {
         let format = if name.starts_with("blk.") { layers } else { others };
         let cols = if name.ends_with("ffn_down.weight") { shape.ff } else { shape.embd } as usize;
@@ -202,8 +218,9 @@ pub fn synthesize<W: Write>(shape: &Shape, ty: TensorType, seed: u64, out: W) ->
             if name.contains("norm") {
                 return (0..bytes / 4).try_for_each(|_| sink.write_all(&1f32.to_le_bytes()));
             }
-            let rows =
-                made.entry((format.name, cols)).or_insert_with(|| Rows::new(&mut random, format, cols));
+            let rows = made
+                .entry((format.name, cols))
+                .or_insert_with(|| Rows::new(&mut random, format, cols, most_rows));
             rows.write(&mut random, sink, bytes)
         })?;
     }
@@ -278,8 +295,8 @@ impl Random {
     }
 }
 
-/// About so many weights are random.
-const WEIGHTS: usize = 1 << 18;
+/// About so many bytes are random.
+const BYTES: usize = 1 << 20;
 
 /// Random whole rows, and what stands behind a tensor of them.
 struct Rows {
@@ -289,9 +306,11 @@ struct Rows {
 }
 
 impl Rows {
-    /// Of `cols` weights each, whose spread is 1 / sqrt(cols), so that activations keep their size from layer to layer.
-    fn new(random: &mut Random, format: &Format, cols: usize) -> Self {
-        let rows = (WEIGHTS / cols).max(1);
+    /// `most` rows or fewer of `cols` weights each, whose spread is 1 / sqrt(cols), so that activations keep their size
+    /// from layer to layer.
+    fn new(random: &mut Random, format: &Format, cols: usize, most: usize) -> Self {
+        let row = cols / format.block * format.block_bytes;
+        let rows = (BYTES / row).clamp(1, most);
         let weights: Vec<f32> = (0..rows * cols)
             .map(|_| {
                 let random = random.next() >> 40;
@@ -375,6 +394,8 @@ mod tests {
             ("embd=-1", "embd is \"-1\""),
             ("arch=mamba", "wanted llama"),
             ("layers=5000", "4096 layers at most"),
+            ("embd=16384,heads=8192,kv=8192", "4096 heads at most"),
+            ("embd=32768,heads=1,kv=1", "16384 wide at most"),
             ("wings=2", "unknown size"),
             ("layers=2,embd", "is no key=value"),
         ] {

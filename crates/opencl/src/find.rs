@@ -159,6 +159,8 @@ pub fn choose(word: &str) -> Result<Choice, Error> {
     let pick = match (lower.as_str(), lower.parse::<usize>()) {
         ("auto" | "gpu", _) => list.iter().filter(|d| d.gpu).max_by_key(|d| d.memory),
         (_, Ok(n)) => list.get(n),
+        // A part of every name.
+        ("", _) => None,
         _ => list.iter().find(|d| d.name.to_lowercase().contains(&lower)),
     };
     match pick {

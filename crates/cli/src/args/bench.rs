@@ -58,9 +58,9 @@ pub struct BenchArgs {
     /// Repeats of each row.
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repeat: u32,
-    /// Format of the layers of random models: any of `nexaquant info`, such as TQ2_0, Q4_0 or Q4_K.
-    #[arg(long, value_name = "FORMAT", default_value = "TQ2_0", help_heading = "Computation")]
-    pub format: String,
+    /// Format of the layers of random models: any of `nexaquant info`, such as Q4_0 or Q4_K [default: TQ2_0].
+    #[arg(long, value_name = "FORMAT", help_heading = "Computation")]
+    pub format: Option<String>,
     /// int8: activations are rounded to 8 bits. float: they are not.
     #[arg(long, value_name = "MODE", default_value = "int8", help_heading = "Computation")]
     pub activations: Activations,
@@ -154,8 +154,8 @@ pub struct AnnouncedArgs {
     /// Runs of the model.
     #[arg(short, long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub repeat: u32,
-    /// Tokens of a run.
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(2..=400))]
+    /// Tokens of a run; fewer where the model's context is shorter.
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(3..=400))]
     pub generate: u32,
     #[command(flatten)]
     pub output: OutputArgs,

@@ -46,10 +46,10 @@ pub struct HParams {
 }
 
 /// No model has more layers; a file that says so is not believed.
-const MAX_LAYERS: u64 = 4096;
+pub(crate) const MAX_LAYERS: u64 = 4096;
 /// No model has more heads, or larger ones; scores and cache pages are sized by them.
-const MAX_HEADS: usize = 1 << 12;
-const MAX_HEAD_DIM: usize = 1 << 14;
+pub(crate) const MAX_HEADS: usize = 1 << 12;
+pub(crate) const MAX_HEAD_DIM: usize = 1 << 14;
 /// No width, head count or context is larger.
 const MAX_SIZE: u64 = 1 << 30;
 

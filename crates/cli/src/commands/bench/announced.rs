@@ -11,7 +11,7 @@ use crate::commands::verify;
 use crate::engine;
 use crate::failure::Failure;
 use crate::models::{self, Source};
-use crate::output::bytes;
+use crate::output::{bytes, note};
 use crate::system::System;
 use nexaquant_engine::kernels::{Isa, Ops, Scan};
 use nexaquant_engine::limits::{median, read};
@@ -67,7 +67,7 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
         "{name}, {} of weights a token, {} runs of {} tokens, greedy, {threads} threads; prompt, sampling and text included",
         bytes(answerer.model.weight_bytes_per_token()),
         args.repeat,
-        args.generate
+        answerer.tokens
     );
     add("time a token, best run", Some(best), "ms", shape.clone());
     add("time a token, median run", Some(middle), "ms", shape);
@@ -171,6 +171,9 @@ pub fn announced(args: &AnnouncedArgs) -> Result<(), Failure> {
     })
 }
 
+/// Fewer have no jitter: the first is the prompt's, and one alone differs from nothing.
+const LEAST_TOKENS: usize = 3;
+
 /// A model as `nexaquant run` has it.
 struct Answerer {
     model: Model,
@@ -181,12 +184,26 @@ struct Answerer {
 }
 
 impl Answerer {
+    /// Up to `tokens` a run, as many as the model's context has room for.
     fn open(source: &Source, tokens: usize) -> Result<Self, Failure> {
         let model = engine::load_source(source, LoadOptions::default())?;
         let pool = Pool::new(PoolOptions::default()).map_err(|error| engine::threads(&error))?;
         let session = Session::new(&model, &pool, SessionOptions::default()).map_err(Failure::input)?;
         let prompt = beginning(&model)?;
-        Ok(Self { model, pool, session, prompt, tokens })
+        // The last token is not computed with.
+        let room = (session.context() + 1).saturating_sub(prompt.len());
+        if room < LEAST_TOKENS {
+            return Err(Failure::Input(format!(
+                "{}: a context of {} positions is too short to measure: the prompt takes {}, and {LEAST_TOKENS} tokens are to follow it",
+                source.describe(),
+                session.context(),
+                prompt.len()
+            )));
+        }
+        if room < tokens {
+            note("note: ", &format!("{room} tokens a run: {} has no room for {tokens}", source.describe()));
+        }
+        Ok(Self { model, pool, session, prompt, tokens: tokens.min(room) })
     }
 
     /// Answers from the beginning, and does something else after each step; the seconds of each.

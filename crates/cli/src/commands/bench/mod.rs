@@ -25,10 +25,10 @@ use crate::options::{self, mode};
 use crate::output::note;
 use nexaquant_engine::kernels::{Isa, KvType};
 use nexaquant_engine::opencl::GpuOptions;
-use nexaquant_engine::{LoadOptions, PoolOptions, topology};
+use nexaquant_engine::{LoadOptions, PoolOptions, synth, topology};
 use row::Row;
 use serde_json::json;
-use subject::Subject;
+use subject::{Subject, Wanted};
 use table::{number, text};
 use visit::{Bench, Cell, Kind};
 
@@ -90,8 +90,7 @@ fn models(args: &BenchArgs) -> Result<(), Failure> {
         note("warning: ", &format!("{n} threads share {parallelism} processors; fewer would be faster"));
     }
 
-    let subjects: Vec<Subject> =
-        names.iter().map(|name| Subject::open(name, &args.format, load)).collect::<Result<_, _>>()?;
+    let subjects = subjects(&names, args.format.as_deref(), load)?;
     let cells = subjects.iter().flat_map(|subject| {
         let (threads, kinds) = (&threads, &kinds);
         args.kv.iter().flat_map(move |&kv| {
@@ -135,6 +134,26 @@ fn models(args: &BenchArgs) -> Result<(), Failure> {
             "rows": rows.iter().map(Row::json).collect::<Vec<_>>(),
         })
     })
+}
+
+/// Finds all before it loads or writes any.
+fn subjects(names: &[&str], format: Option<&str>, load: LoadOptions) -> Result<Vec<Subject>, Failure> {
+    let bad = |text: &str| Failure::Input(format!("--format: {text}"));
+    let ty = synth::format(format.unwrap_or("TQ2_0")).map_err(|error| bad(&error.to_string()))?;
+    let wanted: Vec<Wanted> = names.iter().map(|name| Wanted::find(name)).collect::<Result<_, _>>()?;
+    if format.is_some() && !wanted.iter().any(|wanted| matches!(wanted, Wanted::Random(_))) {
+        return Err(bad("it is of random models, and none is asked for; a file has the formats it has"));
+    }
+    let load = |(name, wanted): (&&str, Wanted)| Subject::load(name, wanted, ty, load);
+    let mut subjects: Vec<Subject> = names.iter().zip(wanted).map(load).collect::<Result<_, _>>()?;
+    // Files of one name in several folders are told apart by all of it.
+    let short: Vec<String> = subjects.iter().map(|subject| subject.name.clone()).collect();
+    for ((subject, name), short_name) in subjects.iter_mut().zip(names).zip(&short) {
+        if subject.source.is_some() && short.iter().filter(|other| *other == short_name).count() > 1 {
+            (*name).clone_into(&mut subject.name);
+        }
+    }
+    Ok(subjects)
 }
 
 /// Whether the tokens of a row have room in the context the model was made for.

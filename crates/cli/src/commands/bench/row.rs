@@ -11,18 +11,15 @@ pub struct Row<'a> {
     found: Vec<Found>,
 }
 
-/// A figure, and the limit it stands beside.
+/// A figure, and the limit it stands beside. `None` where nothing counts or measures it.
 struct Beside {
-    figure: f64,
-    /// `None` where nothing measures it.
+    figure: Option<f64>,
     limit: Option<f64>,
 }
 
 impl Beside {
-    /// `None` where there is nothing to compare, such as products of bytes in a model of floats.
     fn fraction(&self) -> Option<f64> {
-        let limit = self.limit.filter(|limit| self.figure > 0.0 && *limit > 0.0)?;
-        Some(self.figure / limit)
+        Some(self.figure? / self.limit?)
     }
 }
 
@@ -47,16 +44,14 @@ impl<'a> Row<'a> {
         let (speed, ..) = self.speeds();
         let model = &self.cell.subject.model;
         let each = match self.cell.kind {
-            Kind::Answer(_) => model.weight_bytes_per_token() as f64,
-            Kind::Prompt(n) => {
-                // Whatever multiplies them.
-                let products = int8_products(model, n, n);
-                products.iter().map(|(_, products)| *products as f64).sum::<f64>() / n as f64
-            }
+            Kind::Answer(_) => Some(model.weight_bytes_per_token() as f64),
+            // Whatever multiplies them.
+            Kind::Prompt(n) => int8_products(model, n, n)
+                .map(|products| products.iter().map(|(_, n)| *n as f64).sum::<f64>() / n as f64),
         };
         let limits: Vec<f64> = self.found.iter().filter_map(|f| f.limit).collect();
         let limit = (!limits.is_empty()).then(|| median(limits) / 1e9);
-        Beside { figure: speed * each / 1e9, limit }
+        Beside { figure: each.map(|each| speed * each / 1e9), limit }
     }
 
     /// `device`: what computes, where that is not the CPU.
@@ -74,10 +69,10 @@ impl<'a> Row<'a> {
             format!("{} {}", self.cell.kind.name(), self.cell.kind.tokens()),
             figure(speed),
             format!("{} - {}", figure(least), figure(most)),
-            figure(beside.figure),
-            beside.limit.map_or(String::new(), figure),
+            or_none(beside.figure, figure),
+            or_none(beside.limit, figure),
             unit.to_owned(),
-            beside.fraction().map_or("-".to_owned(), percent),
+            or_none(beside.fraction(), percent),
         ]
     }
 
@@ -110,4 +105,8 @@ impl<'a> Row<'a> {
         }
         row
     }
+}
+
+fn or_none(value: Option<f64>, text: fn(f64) -> String) -> String {
+    value.map_or("-".to_owned(), text)
 }

@@ -4,10 +4,11 @@ use crate::commands::synth;
 use crate::engine;
 use crate::failure::Failure;
 use crate::models;
-use nexaquant_engine::synth::{Shape, format};
+use nexaquant_engine::gguf::TensorType;
+use nexaquant_engine::synth::Shape;
 use nexaquant_engine::{LoadOptions, Model};
-use std::fs::File;
-use std::path::PathBuf;
+use std::fmt::Display;
+use std::path::{MAIN_SEPARATOR, Path};
 
 /// A model by the name it was asked for.
 pub struct Subject {
@@ -15,60 +16,63 @@ pub struct Subject {
     pub model: Model,
     /// `None` for a random model.
     pub source: Option<models::Source>,
-    /// Removes the file of a random model.
-    _file: Option<Removed>,
+}
+
+/// What a name means.
+pub enum Wanted {
+    Random(Shape),
+    There(models::Source),
+}
+
+impl Wanted {
+    /// Nothing is opened yet. A shape, or sizes, unless a file has that name.
+    pub fn find(name: &str) -> Result<Self, Failure> {
+        let path = name.contains(['/', MAIN_SEPARATOR]);
+        let shape = Shape::names().any(|known| known == name) || name.contains('=') && !path;
+        if shape && !Path::new(name).is_file() {
+            return Shape::parse(name).map(Wanted::Random).map_err(Failure::input);
+        }
+        models::find(name).map(Wanted::There).map_err(|failure| match failure {
+            Failure::Input(text) if !path => {
+                let names = Shape::names().collect::<Vec<_>>().join(", ");
+                Failure::Input(format!("{text}; shapes of random models are {names}"))
+            }
+            failure => failure,
+        })
+    }
 }
 
 impl Subject {
-    /// Finds and loads it. Where no file has that name, it may be a shape.
-    pub fn open(name: &str, weights: &str, load: LoadOptions) -> Result<Self, Failure> {
-        let ty = format(weights).map_err(|error| Failure::Input(format!("--format: {error}")))?;
-        let is_shape = name.contains('=') || Shape::names().any(|known| known == name);
-        if !is_shape || std::path::Path::new(name).exists() {
-            let missing = |failure| match failure {
-                Failure::Input(text) if !name.contains(['/', '.']) => Failure::Input(format!(
-                    "{text}; shapes of random models are {}",
-                    Shape::names().collect::<Vec<_>>().join(", ")
-                )),
-                failure => failure,
-            };
-            let source = models::find(name).map_err(missing)?;
-            let model = engine::load_source(&source, load)?;
-            let name = name.rsplit(['/', std::path::MAIN_SEPARATOR]).next().unwrap_or(name);
-            return Ok(Self { name: name.to_owned(), model, source: Some(source), _file: None });
+    /// Finds and loads it.
+    pub fn open(name: &str, load: LoadOptions) -> Result<Self, Failure> {
+        Self::load(name, Wanted::find(name)?, TensorType::TQ2_0, load)
+    }
+
+    /// Loads what `name` means; the layers of a random model are of format `ty`.
+    pub fn load(name: &str, wanted: Wanted, ty: TensorType, load: LoadOptions) -> Result<Self, Failure> {
+        match wanted {
+            Wanted::There(source) => {
+                let model = engine::load_source(&source, load)?;
+                let name = name.rsplit(['/', MAIN_SEPARATOR]).next().unwrap_or(name).to_owned();
+                Ok(Self { name, model, source: Some(source) })
+            }
+            Wanted::Random(shape) => {
+                let name = format!("{name} {}", ty.name());
+                let model = random(&name, &shape, ty, load)?;
+                Ok(Self { name, model, source: None })
+            }
         }
-        let shape = Shape::parse(name).map_err(Failure::input)?;
-        let path =
-            std::env::temp_dir().join(format!("nexaquant-bench-{}-{}.gguf", std::process::id(), unique()));
-        let fail = |error: &dyn std::fmt::Display| {
-            let place = path.display();
-            Failure::Input(format!(
-                "cannot write the random model {place}: {error}; TMPDIR names another folder"
-            ))
-        };
-        let file = File::create_new(&path).map_err(|error| fail(&error))?;
-        let removed = Removed(path.clone());
-        synth::write(&shape, ty, 0, file).map_err(|error| fail(&error))?;
-        let model = engine::load_source(&models::Source::File(path.clone()), load)?;
-        // What is open stays readable without a name, so that nothing is left behind even by a run that is killed.
-        #[cfg(unix)]
-        let _ = std::fs::remove_file(&path);
-        Ok(Self { name: format!("{name} {}", ty.name()), model, source: None, _file: Some(removed) })
     }
 }
 
-/// A file that goes when this does.
-struct Removed(PathBuf);
-
-impl Drop for Removed {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-/// Another number each time.
-fn unique() -> u32 {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    NEXT.fetch_add(1, Ordering::Relaxed)
+/// A model in a file without a name, so that nothing is left behind by a run that is killed.
+fn random(name: &str, shape: &Shape, ty: TensorType, load: LoadOptions) -> Result<Model, Failure> {
+    let folder = std::env::temp_dir();
+    let fail = |error: &dyn Display| {
+        let text = format!("cannot write the random model {name} to {}: {error}", folder.display());
+        Failure::Input(format!("{text}; TMPDIR names another folder"))
+    };
+    let file = tempfile::tempfile_in(&folder).map_err(|error| fail(&error))?;
+    synth::write(shape, ty, 0, &file).map_err(|error| fail(&error))?;
+    Model::from_file(file, Path::new(name), load).map_err(engine::unloaded)
 }

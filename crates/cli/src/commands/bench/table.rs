@@ -31,10 +31,14 @@ pub fn print(
     if form.json {
         return output::print_json(&json());
     }
+    // Names of files may hold anything.
+    let clean =
+        |row: &Vec<String>| row.iter().map(|cell| output::printable(cell, false).into_owned()).collect();
+    let rows: Vec<Vec<String>> = rows.iter().map(clean).collect();
     let header = || columns.iter().map(|c| c.name.to_owned()).collect::<Vec<_>>();
     let text = if form.csv {
         let line = |cells: &Vec<String>| cells.iter().map(|c| csv(c)).collect::<Vec<_>>().join(",") + "\n";
-        std::iter::once(&header()).chain(rows).map(line).collect()
+        std::iter::once(&header()).chain(&rows).map(line).collect()
     } else if form.md {
         let line = |cells: &[String]| {
             format!("| {} |\n", cells.iter().map(|c| c.replace('|', "\\|")).collect::<Vec<_>>().join(" | "))
@@ -44,19 +48,15 @@ pub fn print(
         line(&header()) + &line(&rule) + &rows.iter().map(|row| line(row)).collect::<String>()
     } else {
         let right: Vec<usize> = (0..columns.len()).filter(|&i| columns[i].right).collect();
-        let all: Vec<Vec<String>> = std::iter::once(header()).chain(rows.iter().cloned()).collect();
-        output::printable(&output::table(&all, &right, ""), true).into_owned()
+        let all: Vec<Vec<String>> = std::iter::once(header()).chain(rows).collect();
+        output::table(&all, &right, "")
     };
     output::print(&text)
 }
 
 /// A cell, quoted where it must be.
 fn csv(cell: &str) -> String {
-    if cell.contains([',', '"', '\n']) {
-        format!("\"{}\"", cell.replace('"', "\"\""))
-    } else {
-        cell.to_owned()
-    }
+    if cell.contains([',', '"']) { format!("\"{}\"", cell.replace('"', "\"\"")) } else { cell.to_owned() }
 }
 
 /// Three digits or so: what a figure of a measurement is good for.

@@ -63,7 +63,8 @@ impl Cell<'_> {
 pub struct Found {
     pub tokens_per_s: f64,
     /// Bytes read a second for an answer, products a second for a prompt: what the machine does at best.
-    /// Nothing for a prompt on a device: there is no loop yet that only multiplies there.
+    /// Nothing for a prompt on a device, where there is no loop yet that only multiplies, and for one whose products are
+    /// not of bytes.
     pub limit: Option<f64>,
 }
 
@@ -118,7 +119,7 @@ impl Bench {
             (Kind::Prompt(n), None) => {
                 let mut rate =
                     |isa| multiply_add_rate(&mut pool, Ops::new(isa).unwrap_or(self.ops), LIMIT_TIME);
-                Some(products_limit(&int8_products(model, n, batch), &mut rate))
+                int8_products(model, n, batch).map(|products| products_limit(&products, &mut rate))
             }
             // The same number of bytes, so that a model in a cache is compared with that cache.
             (Kind::Answer(_), Some(gpu)) => Some(gpu.read_rate(bytes).map_err(Failure::input)?),
@@ -133,10 +134,11 @@ impl Bench {
 }
 
 /// Products of a weight and an int8 activation in a prompt of `n` tokens, `batch` of them at most in a pass, by what multiplies them.
-/// The head is computed for the last token.
-pub fn int8_products(model: &Model, n: usize, batch: usize) -> Vec<(Isa, u64)> {
+/// The head is computed for the last token. `None` where more than a tenth are of floats: then those are what takes the time.
+pub fn int8_products(model: &Model, n: usize, batch: usize) -> Option<Vec<(Isa, u64)>> {
     let arch = model.architecture();
     let mut found: Vec<(Isa, u64)> = Vec::new();
+    let (mut int8, mut all) = (0, 0);
     for (i, unit) in arch.units.iter().enumerate() {
         let tokens = if i + 1 == arch.units.len() { 1 } else { n };
         let products = unit.ops.iter().filter_map(|op| match op {
@@ -145,9 +147,11 @@ pub fn int8_products(model: &Model, n: usize, batch: usize) -> Vec<(Isa, u64)> {
         });
         for p in products.flatten() {
             let (kernel, matrix) = (model.weights().kernel(p.matrix), &arch.matrices[p.matrix.0]);
+            let more = (matrix.rows * matrix.cols * tokens) as u64;
+            all += more;
             if kernel.grain().is_some() {
+                int8 += more;
                 let with = kernel.multiplies_with(tokens.min(batch));
-                let more = (matrix.rows * matrix.cols * tokens) as u64;
                 match found.iter_mut().find(|(isa, _)| *isa == with) {
                     Some((_, products)) => *products += more,
                     None => found.push((with, more)),
@@ -155,14 +159,14 @@ pub fn int8_products(model: &Model, n: usize, batch: usize) -> Vec<(Isa, u64)> {
             }
         }
     }
-    found
+    (int8 * 10 >= all * 9).then_some(found)
 }
 
 /// Products a second where each instruction set does its own as fast as it can, one after the other.
 fn products_limit(products: &[(Isa, u64)], rate: &mut dyn FnMut(Isa) -> f64) -> f64 {
     let all: u64 = products.iter().map(|(_, n)| n).sum();
     let seconds: f64 = products.iter().map(|&(isa, n)| n as f64 / rate(isa)).sum();
-    if seconds > 0.0 { all as f64 / seconds } else { 0.0 }
+    all as f64 / seconds
 }
 
 /// Tokens a second of a prompt of `n`, after a short one that warms up.

@@ -98,8 +98,11 @@ pub struct Report {
 }
 
 impl Report {
-    /// Takes a comparison, and ends everything if it does not hold.
+    /// Takes a comparison, and ends everything if it does not hold, or compared nothing.
     pub fn add(&mut self, check: Check) -> Result<(), Failure> {
+        if check.values == 0 {
+            return Err(Failure::Internal(format!("{} of {}: nothing was compared", check.what, check.of)));
+        }
         let lie = (!check.holds()).then(|| {
             format!(
                 "{} of {}: expected {:e}, computed {:e}, {:e} apart where {:e} is the bound; at {}",
@@ -190,7 +193,7 @@ fn everything(args: &VerifyArgs, report: &mut Report) -> Result<(), Failure> {
     products::products(report)?;
     let models = if args.models.is_empty() { vec!["alpha".to_owned()] } else { args.models.clone() };
     for name in &models {
-        let subject = Subject::open(name, "TQ2_0", LoadOptions::default())?;
+        let subject = Subject::open(name, LoadOptions::default())?;
         model::golden(name, &subject, report)?;
         model::budgets(&subject, report)?;
     }
