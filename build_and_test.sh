@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds everything, checks it, tests it, and ends with a real answer from a real model.
-# Needs a Rust toolchain and a C linker. What it skips, and why, is listed at the end.
+# Needs a Rust toolchain and a C compiler. What it skips, and why, is listed at the end.
 #
 #   NEXAQUANT_DEMAND="python-gguf rustfmt clippy"   what must not be skipped (CI sets it); names separated by spaces
 #   NEXAQUANT_SUB_GROUPS=folder                     with the .icd file of an OpenCL driver that has sub-groups, for their tests
